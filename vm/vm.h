@@ -1,0 +1,137 @@
+/*
+ * A virtual machine and its vCPUs as everything above the vendor code sees them.
+ *
+ * Field protection, per field:  (c) constant after creation   (v) the vCPU's own thread only   (l) vm->lock
+ * (a) atomic, any CPU   (d) vdev locks. A vCPU is a thread whose body is vcpu_run_loop() (vm/run.c).
+ */
+#ifndef HV_VM_VM_H
+#define HV_VM_VM_H
+
+#include "core/thread.h"
+#include "include/hv/dmm.h"
+#include "include/hv/hvm_ops.h"
+#include "include/hv/vm_exit.h"
+#include "lib/config.h"
+#include "lib/list.h"
+
+enum gpr { GPR_RAX, GPR_RCX, GPR_RDX, GPR_RBX, GPR_RSP, GPR_RBP, GPR_RSI, GPR_RDI, GPR_R8, GPR_R9, GPR_R10, GPR_R11, GPR_R12, GPR_R13,
+    GPR_R14, GPR_R15, GPR_COUNT };
+
+enum vm_state { VM_CREATED, VM_RUNNING, VM_PAUSED, VM_STOPPED /* ended; vm->stop_reason */ };
+
+enum vcpu_state { VCPU_OFFLINE /* waits for INIT-SIPI or for start */, VCPU_RUNNABLE, VCPU_HALTED, VCPU_STALLED /* no memory */, VCPU_STOPPED };
+
+struct vm_exit_stat { uint64_t count, tsc; };
+
+struct vcpu {
+    uint64_t gpr[GPR_COUNT];   /* (v) all sixteen, RSP and RAX included, valid outside hvm->run() */
+    uint64_t rip, rflags;      /* (v) */
+    void *hvm;                 /* (c) vendor's control structure */
+    void *fpu_area;            /* (c) XSAVE image, 64-byte aligned; see vm/fpu.c */
+    uint64_t guest_xcr0;       /* (v) */
+    struct vm *vm;             /* (c) */
+    unsigned id;               /* (c) index and initial APIC id */
+    volatile enum vcpu_state state; /* (a) */
+    struct waitq wait;         /* woken by vcpu_kick() */
+    volatile bool kick_pending;/* (a) leave the guest / stop sleeping and look around */
+    volatile bool sipi_pending; volatile uint8_t sipi_vector; volatile bool init_pending; volatile bool nmi_pending; /* (a) from vlapic */
+    uint64_t flush_gen_seen;   /* (v) last generation this vCPU flushed for */
+    uint64_t tsc_offset;       /* (v) */
+    uint64_t tsc_deadline_unused;
+    void *vlapic;              /* (c) vdev/vlapic.c */
+    void *pv;                  /* (c) vm/pv.c: kvmclock state */
+    struct vm_exit exit;       /* (v) the exit being handled */
+    struct vm_exit_stat stats[VM_EXIT_KIND_COUNT]; /* (v) read by anyone */
+    struct thread thread;      /* (c) */
+    char last_fault[96];       /* (v) why it stopped */
+};
+
+struct vdev_bus;               /* include/hv/vdev.h */
+
+struct vm {
+    uint32_t id;               /* (c) never reused */
+    char name[CONFIG_NAME_MAX];/* (c) */
+    struct config_vm config;   /* (c) */
+    struct spinlock lock;      /* LOCK_RANK_VM */
+    volatile enum vm_state state; /* (l) writers, (a) readers */
+    char stop_reason[160];     /* (l) "guest powered off", "triple fault at rip=...", ... */
+    int exit_code;             /* (l) from debug-exit; -1: none */
+    struct dmm_space *space;   /* (c) */
+    unsigned vcpu_count;       /* (c) */
+    struct vcpu **vcpus;       /* (c) */
+    struct vdev_bus *bus;      /* (c) */
+    void *hvm;                 /* (c) vendor's per-VM state */
+    void *platform;            /* (c) vdev/platform.c */
+    uint64_t created_ns;       /* (c) */
+    uint64_t reboots;          /* (l) */
+    volatile bool stop_requested, reset_requested; /* (a) */
+    struct waitq state_wait;   /* woken when state changes or a vCPU parks */
+    volatile unsigned running_vcpus; /* (a) vCPU threads not parked */
+    struct list_head node;     /* LOCK_RANK_VM_LIST */
+};
+
+/* ---- life cycle (vm/vm.c); console thread context: may block ------------------------------------------------ */
+enum vm_result { VM_OK, VM_NO_MEMORY, VM_NAME_IN_USE, VM_NO_SUCH_FILE, VM_BAD_IMAGE, VM_BAD_STATE, VM_BAD_CONFIG, VM_LIMIT };
+/* On failure *why (size >= 160) says what was wrong and where. */
+enum vm_result vm_create(const struct config_vm *cfg, const char *name, struct vm **out, char *why);
+enum vm_result vm_start(struct vm *vm, char *why);
+enum vm_result vm_pause(struct vm *vm, char *why);    /* returns when every vCPU is parked */
+enum vm_result vm_resume(struct vm *vm, char *why);
+enum vm_result vm_stop(struct vm *vm, char *why);     /* forced power-off; returns when stopped */
+enum vm_result vm_destroy(struct vm *vm, char *why);  /* stops first; gives back all memory */
+struct vm *vm_find(const char *name);
+void vm_for_each(bool (*cb)(struct vm *vm, void *arg), void *arg);
+const char *vm_state_name(enum vm_state s);
+const char *vcpu_state_name(enum vcpu_state s);
+/* From vCPU threads and device models (any context but interrupt): ask for the end of the VM. First reason wins. */
+void vm_request_stop(struct vm *vm, int exit_code, const char *fmt, ...) PRINTF_LIKE(3, 4);
+void vm_request_reset(struct vm *vm, const char *why);
+/* Set once at boot by core/main.c. */
+void vm_init(const struct hvm_ops *ops, const struct boot_info *bi);
+const struct hvm_ops *hvm(void);
+
+/* ---- vCPU (vm/run.c) -------------------------------------------------------------------------------------- */
+void vcpu_kick(struct vcpu *v);          /* any context: wake it if it sleeps, make it exit if it runs */
+void vcpu_inject_exception(struct vcpu *v, uint8_t vector, bool has_error, uint32_t error_code);
+void vcpu_inject_gp(struct vcpu *v);     /* #GP(0) */
+void vcpu_inject_ud(struct vcpu *v);
+void vcpu_inject_pf(struct vcpu *v, uint64_t cr2, uint32_t error_code);
+void vcpu_advance_rip(struct vcpu *v, unsigned len); /* also clears the interrupt shadow and RF */
+/* Length of the instruction at RIP (hardware's, or decoded from guest memory). 0: could not be fetched; an exception
+ * was injected or the VM stopped, and the caller just returns to the guest. */
+unsigned vcpu_insn_len(struct vcpu *v);
+
+/* ---- guest virtual addresses (vm/guest_walk.c) ------------------------------------------------------------ */
+enum guest_walk_result { GUEST_WALK_OK, GUEST_WALK_FAULT /* *pf_error, inject #PF */, GUEST_WALK_BAD_GPA };
+/* Translates by the guest's own tables in its current mode, with its permission bits. `access`: enum dmm_access;
+ * `user`: CPL 3. */
+enum guest_walk_result guest_walk(struct vcpu *v, uint64_t gva, unsigned access, bool user, uint64_t *gpa, uint32_t *pf_error);
+
+/* ---- interrupts towards a vCPU: supplied by vdev/ -------------------------------------------------------------- */
+struct vm_irq_ops {
+    /* Highest-priority deliverable vector of this vCPU right now (TPR considered), or -1. */
+    int (*pending)(struct vcpu *v);
+    void (*accept)(struct vcpu *v, uint8_t vector); /* the guest takes it: IRR -> ISR */
+    bool (*has_any)(struct vcpu *v);                /* anything pending that can wake HLT */
+    void (*tpr_changed)(struct vcpu *v, uint8_t cr8);
+    uint8_t (*get_cr8)(struct vcpu *v);
+};
+struct vm_platform_ops { /* set once by core/main.c */
+    bool (*create)(struct vm *vm, char *why);   /* devices, ACPI tables not yet */
+    void (*destroy)(struct vm *vm);
+    void (*reset)(struct vm *vm);                /* as at power-on; vCPUs parked */
+    void (*pause)(struct vm *vm, bool paused);   /* stops/starts virtual timers */
+    bool (*vcpu_create)(struct vcpu *v);
+    void (*vcpu_destroy)(struct vcpu *v);
+    void (*vcpu_reset)(struct vcpu *v);
+    /* Writes firmware tables (ACPI) into guest memory; returns the gpa of the RSDP, 0 if there is none. */
+    uint64_t (*write_firmware_tables)(struct vm *vm);
+    /* MSRs the platform owns (APIC base, x2APIC range, TSC deadline). False: not mine. *gp: inject #GP. */
+    bool (*rdmsr)(struct vcpu *v, uint32_t msr, uint64_t *value, bool *gp);
+    bool (*wrmsr)(struct vcpu *v, uint32_t msr, uint64_t value, bool *gp);
+    struct vm_irq_ops irq;
+};
+void vm_set_platform(const struct vm_platform_ops *ops);
+const struct vm_platform_ops *vm_platform(void);
+
+#endif

@@ -162,7 +162,7 @@ static enum insn_result decode_vector_prefix(struct cursor *c, struct insn *i, u
         return INSN_OK;
     }
     switch (map) {
-    case 1: i->map = INSN_MAP_0F; *attr = two_byte[op] & (M | IMM); break;
+    case 1: i->map = INSN_MAP_0F; *attr = op == 0x77 ? N : M | (two_byte[op] & IMM); break; /* 77: VZEROUPPER */
     case 2: i->map = INSN_MAP_0F38; *attr = M; break;
     case 3: i->map = INSN_MAP_0F3A; *attr = MI; break;
     case 5: case 6:
@@ -173,10 +173,9 @@ static enum insn_result decode_vector_prefix(struct cursor *c, struct insn *i, u
         break;
     default: return INSN_INVALID;
     }
-    if (map == 1 && ((op & 0xf0) == 0x80 || (op >= 0xc8 && op <= 0xcf) || op == 0xba || op == 0xa4 || op == 0xac))
-        return INSN_INVALID;
-    /* Opmask moves and tests live in the Jcc and SETcc rows of VEX map 1; only 9x has ModRM and none has an immediate. */
-    return INSN_OK;
+    /* What the old map has there (branches, BSWAP, double shifts) is not in this one. */
+    bool refused = (op & 0xf0) == 0x80 || (op & 0xf8) == 0xc8 || op == 0xba || op == 0xa4 || op == 0xac;
+    return map == 1 && refused ? INSN_INVALID : INSN_OK;
 }
 
 static enum insn_result decode_opcode(struct cursor *c, struct insn *i, uint16_t *attr)

@@ -92,11 +92,11 @@ static long reg_number(ZydisRegister r)
 static void compare_operands(const uint8_t *bytes, enum insn_mode mode, const struct insn *i, const ZydisDecodedInstruction *z,
     const ZydisDecodedOperand *ops)
 {
-    if (i->has_mem)
+    if (i->has_mem && !(i->map == INSN_MAP_0F && (i->opcode & 0xfe) == 0x1a)) /* MPX: always 64 */
         SAME("address size", i->addr_size, z->address_width / 8);
     SAME("lock", i->lock, (z->attributes & ZYDIS_ATTRIB_HAS_LOCK) != 0);
     if (i->map == INSN_MAP_ONE && z->operand_width > 8 && i->opcode >= 0x40 && !(i->opcode >= 0xd8 && i->opcode <= 0xdf) &&
-        i->opcode != 0x8e && i->opcode != 0x63 && (i->opcode & 0xf6) != 0xe4 && (i->opcode & 0xfc) != 0x6c) /* port I/O: 4 at most */
+        i->opcode != 0x8e && i->opcode != 0x63 && (i->opcode & 0xf4) != 0xe4 && (i->opcode & 0xfc) != 0x6c) /* port I/O: 4 at most */
         SAME("operand size", i->op_size, z->operand_width / 8);
     for (unsigned k = 0; k < z->operand_count_visible; k++) {
         const ZydisDecodedOperand *o = &ops[k];
@@ -127,6 +127,8 @@ static void check_one(const ZydisDecoder *d, enum insn_mode mode, const uint8_t 
     struct insn i;
     enum insn_result r = insn_decode(bytes, INSN_MAX_LEN, mode, &i);
     ZyanStatus s = ZydisDecoderDecodeFull(d, bytes, INSN_MAX_LEN, &z, ops);
+    if (ZYAN_SUCCESS(s) && z.meta.isa_set >= ZYDIS_ISA_SET_KNCE && z.meta.isa_set <= ZYDIS_ISA_SET_KNC_PF_HINT)
+        return; /* a dead product whose encodings collide with AVX */
     if (ZYAN_SUCCESS(s)) {
         t->decoded++;
         SAME("result", r, INSN_OK);

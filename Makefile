@@ -1,0 +1,261 @@
+# Palimpsest. `make help` lists the targets; everything that is made goes under build/.
+#
+# Two configurations live side by side: build/release, and build/debug (DEBUG=1: lock ranks, debug_assert). Sources are
+# found by wildcard, so a new file needs no line here. `make` alone needs no network and no root; `make run` and `make
+# test` first let tools/setup install what is missing.
+
+MAKEFLAGS += --no-builtin-rules --no-builtin-variables
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+CC     := gcc
+LD     := ld
+NASM   := nasm
+NM     := nm
+CLANG  := clang
+PYTHON := python3
+
+V ?= 0
+ifeq ($(V),0)
+Q := @
+say = @printf '  %-6s %s\n' '$(1)' '$(2)'
+else
+Q :=
+say = @:
+endif
+
+DEBUG ?= 0
+CFG   := $(if $(filter 1,$(DEBUG)),debug,release)
+OUT   := build/$(CFG)
+
+# Files named on the command line of `make run` or `make image`: the configuration, and what it names.
+CONFIG ?= guests/demo.conf
+ADD    ?= build/guest-kernel/vmlinuz build/guests/initramfs.img
+
+.PHONY: all image run setup test test-unit test-fuzz test-machine bench check clean help FORCE
+all: $(OUT)/palimpsest.elf $(OUT)/BOOTX64.EFI
+
+# --- the hypervisor ---------------------------------------------------------------------------------------------------
+
+HV_DIRS := lib x86 core mm mm/dmm policies drivers vm svm vmx vdev
+HV_C    := $(filter-out %/asm_offsets.c,$(foreach d,$(HV_DIRS),$(sort $(wildcard $(d)/*.c))))
+HV_ASM  := boot/entry.asm $(foreach d,$(HV_DIRS),$(sort $(wildcard $(d)/*.asm)))
+HV_OBJ  := $(HV_C:%.c=$(OUT)/obj/%.o) $(HV_ASM:%.asm=$(OUT)/obj/%.asm.o)
+OFFSETS := $(patsubst %.c,$(OUT)/gen/%.inc,$(foreach d,$(HV_DIRS),$(wildcard $(d)/asm_offsets.c)))
+
+WARN     := -Wall -Wextra -Werror -Wmissing-prototypes -Wstrict-prototypes -Wshadow -Wundef
+HV_FLAGS := -std=gnu17 -O2 -g -ffreestanding -nostdlib -fno-pic -mcmodel=kernel -mno-red-zone -mgeneral-regs-only \
+            -fno-omit-frame-pointer -fno-strict-aliasing -fno-asynchronous-unwind-tables -fstack-protector-strong \
+            -mstack-protector-guard=global -fcf-protection=none -ffile-prefix-map=$(CURDIR)/= $(WARN) \
+            -I. -DHV_HOST=0 -DHV_DEBUG=$(DEBUG)
+
+$(OUT)/obj/%.o: %.c Makefile
+	$(call say,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(HV_FLAGS) -MMD -MP -c $< -o $@
+
+# Structure offsets for the assembler, taken from the compiler: a line `#define NAME value` among the assembly of
+# <folder>/asm_offsets.c becomes `%define NAME value` in gen/<folder>/asm_offsets.inc.
+$(OUT)/gen/%/asm_offsets.inc: %/asm_offsets.c Makefile
+	$(call say,OFFSET,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(HV_FLAGS) -MMD -MP -MT $@ -MF $(@:.inc=.d) -S $< -o $(@:.inc=.s)
+	$(Q)sed -n 's/^#define[[:space:]]\+\([A-Za-z0-9_]\+\)[[:space:]]\+\$$\?\(-\?[0-9]\+\).*/%define \1 \2/p' $(@:.inc=.s) >$@
+
+$(OUT)/obj/%.asm.o: %.asm Makefile $(OFFSETS)
+	$(call say,NASM,$<)
+	@mkdir -p $(@D)
+	$(Q)$(NASM) -f elf64 -g -F dwarf -Werror -I. -I $(OUT)/gen/ -DHV_DEBUG=$(DEBUG) -MD $(@:.o=.d) -MP -o $@ $<
+
+# The symbol table for backtraces is made from a first link with an empty one. It sits behind everything that it
+# describes (functions only, and .text comes first), so that adding it moves nothing; that is checked.
+HV_LINK = $(LD) -nostdlib -static -z noexecstack -z max-page-size=4096 --fatal-warnings --orphan-handling=error \
+          -T linker.ld -o $@ $(HV_OBJ)
+
+$(OUT)/obj/ksyms0.c: tools/gen-ksyms Makefile
+	@mkdir -p $(@D)
+	$(Q)$(PYTHON) tools/gen-ksyms </dev/null >$@
+
+$(OUT)/obj/palimpsest.0.elf: $(HV_OBJ) $(OUT)/obj/ksyms0.o linker.ld
+	$(call say,LD,$@)
+	$(Q)$(HV_LINK) $(OUT)/obj/ksyms0.o
+
+$(OUT)/obj/ksyms1.c: $(OUT)/obj/palimpsest.0.elf tools/gen-ksyms
+	$(Q)$(NM) -n $< | $(PYTHON) tools/gen-ksyms >$@
+
+$(OUT)/obj/ksyms%.o: $(OUT)/obj/ksyms%.c Makefile
+	$(Q)$(CC) $(HV_FLAGS) -c $< -o $@
+
+$(OUT)/palimpsest.elf: $(HV_OBJ) $(OUT)/obj/ksyms1.o linker.ld
+	$(call say,LD,$@)
+	$(Q)$(HV_LINK) $(OUT)/obj/ksyms1.o -Map $(OUT)/palimpsest.map
+	$(Q)$(NM) -n $@ | $(PYTHON) tools/gen-ksyms | cmp -s - $(OUT)/obj/ksyms1.c || \
+	    { echo "$@: the symbol table moved the code it describes" >&2; rm -f $@; exit 1; }
+
+# A file that was added or removed changes what is linked though no object is newer.
+$(OUT)/obj/sources: FORCE
+	@mkdir -p $(@D)
+	@echo '$(HV_OBJ)' | cmp -s - $@ || echo '$(HV_OBJ)' >$@
+$(OUT)/obj/palimpsest.0.elf $(OUT)/palimpsest.elf: $(OUT)/obj/sources
+
+# --- the UEFI application ---------------------------------------------------------------------------------------------
+
+EFI_C     := $(sort $(wildcard boot/*.c)) lib/config.c lib/string.c $(wildcard lib/printf.c)
+EFI_OBJ   := $(EFI_C:%.c=$(OUT)/efi/%.o) $(OUT)/efi/boot/embed.asm.o
+EFI_FLAGS := -std=gnu17 -O2 -g -ffreestanding -fpic -fshort-wchar -mno-red-zone -mgeneral-regs-only \
+             -fno-stack-protector -fno-strict-aliasing -fvisibility=hidden -fcf-protection=none \
+             -fno-asynchronous-unwind-tables -ffile-prefix-map=$(CURDIR)/= $(WARN) -DGNU_EFI_USE_MS_ABI \
+             -isystem /usr/include/efi -isystem /usr/include/efi/x86_64 -I. -DHV_HOST=0 -DHV_DEBUG=$(DEBUG)
+GNU_EFI   := /usr/lib
+
+$(OUT)/efi/%.o: %.c Makefile
+	$(call say,CC,$< (efi))
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(EFI_FLAGS) -MMD -MP -c $< -o $@
+
+$(OUT)/palimpsest.stripped.elf: $(OUT)/palimpsest.elf
+	$(Q)strip --strip-all -o $@ $<
+
+$(OUT)/efi/boot/embed.asm.o: boot/embed.asm $(OUT)/palimpsest.stripped.elf Makefile
+	$(call say,NASM,$<)
+	@mkdir -p $(@D)
+	$(Q)$(NASM) -f elf64 -Werror -I $(OUT)/ -o $@ $<
+
+$(OUT)/efi/palimpsest-efi.so: $(EFI_OBJ) Makefile
+	$(call say,LD,$@)
+	$(Q)$(LD) -nostdlib -shared -Bsymbolic -z noexecstack -z nocombreloc --no-undefined -znorelro \
+	    -T $(GNU_EFI)/elf_x86_64_efi.lds $(GNU_EFI)/crt0-efi-x86_64.o $(EFI_OBJ) -o $@ $(GNU_EFI)/libgnuefi.a
+
+# objcopy stamps the file with this time: the same sources make the same bytes.
+export SOURCE_DATE_EPOCH ?= 1704067200
+$(OUT)/BOOTX64.EFI: $(OUT)/efi/palimpsest-efi.so
+	$(call say,EFI,$@)
+	$(Q)objcopy -j .text -j .sdata -j .data -j .dynamic -j .dynsym -j .rel -j .rela -j '.rel.*' -j '.rela.*' -j .reloc \
+	    -j .rodata --target efi-app-x86_64 --subsystem=10 $< $@
+
+# --- images and running -----------------------------------------------------------------------------------------------
+
+setup:
+	$(Q)tools/setup
+
+build/guest-kernel/vmlinuz:
+	$(Q)tools/setup
+
+build/guests/initramfs.img: $(shell find guests -type f 2>/dev/null)
+	$(call say,GUEST,$@)
+	@mkdir -p $(@D)
+	$(Q)guests/build-initramfs $@
+
+build/palimpsest.img: $(OUT)/BOOTX64.EFI $(CONFIG) $(ADD) tools/mkimage FORCE
+	$(call say,IMAGE,$@)
+	$(Q)tools/mkimage --efi $(OUT)/BOOTX64.EFI --config $(CONFIG) $(foreach f,$(ADD),--add $(f)) $@
+
+image: build/palimpsest.img
+
+# QEMU's own options go into RUN, e.g. make run RUN="--memory 2G --gdb".
+run: setup
+	$(Q)$(MAKE) --no-print-directory image
+	$(Q)tools/run-qemu --image build/palimpsest.img $(RUN)
+
+# --- tests on the host ------------------------------------------------------------------------------------------------
+#
+# A test names the sources that it wants linked in its first lines: /* TEST-SOURCES: lib/config.c lib/string.c */ and
+# libraries with TEST-LIBS; fuzz targets and benchmarks use FUZZ- and BENCH-.
+
+tag = $(shell head -n 40 $(1) | tr '\n' ' ' | sed -n 's/.*$(2):\([^*]*\)\*.*/\1/p')
+HOST_FLAGS  := -std=gnu17 -g -fno-omit-frame-pointer -Wall -Wextra -Werror -Wno-unused-parameter -DHV_HOST=1 \
+               -Itests/unit/fake -I. -pthread
+SANITIZE    := -fsanitize=address,undefined -fno-sanitize-recover=all
+UNIT_FLAGS  := $(HOST_FLAGS) -O1 -DHV_DEBUG=1 $(SANITIZE)
+FUZZ_FLAGS  := $(HOST_FLAGS) -O1 -DHV_DEBUG=1 $(SANITIZE) -fsanitize=fuzzer-no-link -Wno-unknown-warning-option
+BENCH_FLAGS := $(HOST_FLAGS) -O2 -DHV_DEBUG=0
+
+UNIT_SRC  := $(sort $(wildcard tests/unit/test_*.c))
+FUZZ_SRC  := $(sort $(wildcard tests/fuzz/fuzz_*.c))
+BENCH_SRC := $(sort $(wildcard tests/bench/bench_*.c))
+UNIT_BIN  := $(UNIT_SRC:tests/unit/%.c=build/unit/%)
+FUZZ_BIN  := $(FUZZ_SRC:tests/fuzz/%.c=build/fuzz/%)
+BENCH_BIN := $(BENCH_SRC:tests/bench/%.c=build/bench/%)
+
+build/unit/obj/%.o: %.c Makefile
+	$(call say,CC,$< (unit))
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(UNIT_FLAGS) -MMD -MP -c $< -o $@
+
+build/fuzz/obj/%.o: %.c Makefile
+	$(call say,CLANG,$< (fuzz))
+	@mkdir -p $(@D)
+	$(Q)$(CLANG) $(FUZZ_FLAGS) -MMD -MP -c $< -o $@
+
+build/bench/obj/%.o: %.c Makefile
+	$(call say,CC,$< (bench))
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(BENCH_FLAGS) -MMD -MP -c $< -o $@
+
+# host_program(source, kind, TAG, link command)
+define host_program
+build/$(2)/$(notdir $(basename $(1))): build/$(2)/obj/$(1:.c=.o) \
+    $(patsubst %.c,build/$(2)/obj/%.o,$(call tag,$(1),$(3)-SOURCES)) Makefile
+	$$(call say,LINK,$$@)
+	$$(Q)$(4) -o $$@ $$(filter %.o,$$^) $(call tag,$(1),$(3)-LIBS) $(5)
+endef
+ifneq ($(filter test test-unit test-fuzz bench build/unit/% build/fuzz/% build/bench/%,$(MAKECMDGOALS)),)
+$(foreach s,$(UNIT_SRC),$(eval $(call host_program,$(s),unit,TEST,$(CC) $(UNIT_FLAGS),-lcmocka)))
+$(foreach s,$(FUZZ_SRC),$(eval $(call host_program,$(s),fuzz,FUZZ,$(CLANG) $(FUZZ_FLAGS) -fsanitize=fuzzer,)))
+$(foreach s,$(BENCH_SRC),$(eval $(call host_program,$(s),bench,BENCH,$(CC) $(BENCH_FLAGS),)))
+endif
+
+# UNIT=prefix and FUZZ=prefix pick some; FUZZ_SECONDS is per fuzz target.
+FUZZ_SECONDS ?= 60
+test-unit: $(filter build/unit/test_$(UNIT)%,$(UNIT_BIN))
+	$(Q)$(PYTHON) tools/test-host unit $^
+
+test-fuzz: $(filter build/fuzz/fuzz_$(FUZZ)%,$(FUZZ_BIN))
+	$(Q)$(PYTHON) tools/test-host fuzz --seconds $(FUZZ_SECONDS) $^
+
+# --- tests on the emulator, and the whole -------------------------------------------------------------------------------
+
+BACKEND ?= svm
+ROWS    ?=
+test-machine:
+	$(Q)$(MAKE) --no-print-directory DEBUG=1 all build/guest-kernel/vmlinuz build/guests/initramfs.img
+	$(Q)PALIMPSEST_BUILD=build/debug tests/machine/run --backend $(BACKEND) $(if $(ROWS),--rows $(ROWS))
+
+test: setup
+	$(Q)$(PYTHON) tools/test-all
+
+bench: setup $(BENCH_BIN)
+	$(Q)for b in $(BENCH_BIN); do $$b || exit 1; done
+	$(Q)$(MAKE) --no-print-directory all build/guest-kernel/vmlinuz build/guests/initramfs.img
+	$(Q)if [ -x tests/bench/run ]; then PALIMPSEST_BUILD=build/release tests/bench/run; fi
+
+# --- static checks ----------------------------------------------------------------------------------------------------
+
+HEADERS := $(sort $(foreach d,include/hv include/hw include/abi $(HV_DIRS),$(wildcard $(d)/*.h)))
+check:
+	$(Q)$(PYTHON) tools/check-layers
+	$(Q)$(PYTHON) tools/check-style
+	$(Q)bad=0; n=0; for h in $(HEADERS); do n=$$((n+1)); \
+	    printf '#include "%s"\n' $$h | $(CC) $(HV_FLAGS) -Wno-unused-function -fsyntax-only -x c - || \
+	    { echo "$$h does not compile alone" >&2; bad=$$((bad+1)); }; done; \
+	    echo "headers: $$((n-bad)) passed, $$bad failed"; [ $$bad = 0 ]
+
+clean:
+	$(Q)rm -rf build/release build/debug build/unit build/fuzz build/bench build/guests build/palimpsest.img
+
+help:
+	@echo 'make                  the hypervisor: build/release/palimpsest.elf and BOOTX64.EFI (DEBUG=1: build/debug)'
+	@echo 'make image            build/palimpsest.img from CONFIG=file ADD="files"'
+	@echo 'make run              image, then boot it in QEMU; RUN="--memory 2G --cpus 1 --gdb" goes to tools/run-qemu'
+	@echo 'make test             everything; the last line is "N passed, N failed"'
+	@echo 'make test-unit        host tests (UNIT=prefix)'
+	@echo 'make test-fuzz        fuzz targets (FUZZ=prefix FUZZ_SECONDS=60)'
+	@echo 'make test-machine     whole-system tests in the emulator (BACKEND=svm ROWS=prefix)'
+	@echo 'make bench            figures beside their goals'
+	@echo 'make check            layering, headers that stand alone, style'
+	@echo 'make setup            installs missing Debian packages, fetches the guest kernel'
+	@echo 'make clean            removes what was built (keeps the fetched guest kernel)'
+	@echo 'V=1 shows the commands'
+
+-include $(shell find build -name '*.d' 2>/dev/null)

@@ -102,7 +102,8 @@ $(OUT)/obj/palimpsest.0.elf $(OUT)/palimpsest.elf: $(OUT)/obj/sources
 # --- the UEFI application ---------------------------------------------------------------------------------------------
 
 EFI_C     := $(sort $(wildcard boot/*.c)) lib/config.c lib/string.c $(wildcard lib/printf.c)
-EFI_OBJ   := $(EFI_C:%.c=$(OUT)/efi/%.o) $(OUT)/efi/boot/embed.asm.o
+EFI_OBJ   := $(EFI_C:%.c=$(OUT)/efi/%.o) $(OUT)/efi/boot/embed.asm.o \
+             $(OUT)/efi/boot/efi_enter.asm.o
 EFI_FLAGS := -std=gnu17 -O2 -g -ffreestanding -fpic -fshort-wchar -mno-red-zone -mgeneral-regs-only \
              -fno-stack-protector -fno-strict-aliasing -fvisibility=hidden -fcf-protection=none \
              -fno-asynchronous-unwind-tables -ffile-prefix-map=$(CURDIR)/= $(WARN) -DGNU_EFI_USE_MS_ABI \
@@ -121,6 +122,11 @@ $(OUT)/efi/boot/embed.asm.o: boot/embed.asm $(OUT)/palimpsest.stripped.elf Makef
 	$(call say,NASM,$<)
 	@mkdir -p $(@D)
 	$(Q)$(NASM) -f elf64 -Werror -I $(OUT)/ -o $@ $<
+
+$(OUT)/efi/boot/efi_enter.asm.o: boot/efi_enter.asm Makefile
+	$(call say,NASM,$<)
+	@mkdir -p $(@D)
+	$(Q)$(NASM) -f elf64 -Werror -o $@ $<
 
 $(OUT)/efi/palimpsest-efi.so: $(EFI_OBJ) Makefile
 	$(call say,LD,$@)

@@ -1,0 +1,177 @@
+/*
+ * The UEFI loader: from firmware to hv_entry, once, in this order:
+ *
+ *   can the CPU run us -> configuration -> the files it names -> is there memory -> image, page tables
+ *   -> ExitBootServices -> memory map -> core
+ *
+ * Everything that can go wrong is looked for before boot services end, while there is a screen to say it on. A failure stops
+ * here with its cause; nothing falls back to firmware's boot menu, which would wipe the message away.
+ */
+#include "boot/loader.h"
+#include "lib/string.h"
+
+#define CONFIG_MAX_BYTES MIB(1)
+#define FILE_MAX_BYTES GIB(16)
+
+EFI_STATUS efi_main(EFI_HANDLE self, EFI_SYSTEM_TABLE *st);
+
+static uint64_t file_bytes_total;
+
+/* Reads one file that a VM names, unless another one named it before. */
+static void load_file(struct boot_info *bi, const char *vm, const char *key, const char *name)
+{
+    struct loader_file f;
+    if (!*name)
+        return;
+    for (uint32_t i = 0; i < bi->file_count; i++)
+        if (strcmp(bi->files[i].name, name) == 0)
+            return;
+    if (bi->file_count == BOOT_MAX_FILES)
+        loader_halt(CONFIG_PATH ": vm %s: %s: more than %u boot files", vm, key, BOOT_MAX_FILES);
+    struct boot_file *entry = &bi->files[bi->file_count];
+    if (!str_copy(entry->name, sizeof(entry->name), name))
+        loader_halt(CONFIG_PATH ": vm %s: %s: file name too long: %s", vm, key, name);
+
+    EFI_STATUS status = loader_read_file(name, EfiLoaderData, FILE_MAX_BYTES, &f);
+    if (EFI_ERROR(status)) {
+        loader_print(CONFIG_PATH ": vm %s: %s: cannot read %s: %s", vm, key, loader_file_path(name), efi_reason(status));
+        loader_halt("a boot file cannot be read");
+    }
+    entry->hpa = (uint64_t)f.data;
+    entry->size = f.size;
+    file_bytes_total += f.size;
+    bi->file_count++;
+    loader_print("palimpsest: read %s, %llu KiB", loader_file_path(name), (unsigned long long)(f.size + 1023) / 1024);
+}
+
+static void load_files(struct boot_info *bi, const struct config *c)
+{
+    for (uint32_t i = 0; i < c->vm_count; i++) {
+        const struct config_vm *vm = &c->vms[i];
+        load_file(bi, vm->name, "kernel", vm->kernel);
+        load_file(bi, vm->name, "initrd", vm->initrd);
+        for (uint32_t j = 0; j < vm->module_count; j++)
+            load_file(bi, vm->name, "module", vm->modules[j].file);
+    }
+}
+
+/* The configuration is parsed here only to learn which files to read; core parses the text again. */
+static void load_config(struct boot_info *bi)
+{
+    struct loader_file text;
+    struct config_error err = {0};
+    EFI_STATUS status = loader_read_file(CONFIG_PATH, EfiLoaderData, CONFIG_MAX_BYTES, &text);
+    if (status == EFI_NOT_FOUND || status == EFI_TFTP_ERROR) {
+        loader_print("palimpsest: no %s: starting without virtual machines", loader_file_path(CONFIG_PATH));
+        return;
+    }
+    if (EFI_ERROR(status))
+        loader_halt("cannot read %s: %s", loader_file_path(CONFIG_PATH), efi_reason(status));
+    bi->config_hpa = (uint64_t)text.data;
+    bi->config_size = text.size;
+
+    struct config *c = loader_alloc(sizeof(*c), EfiBootServicesData, "the configuration");
+    config_defaults(c);
+    if (!config_parse(c, text.data, text.size, &err)) {
+        if (err.line)
+            loader_print(CONFIG_PATH ":%u: %s", err.line, err.text);
+        else
+            loader_print(CONFIG_PATH ": %s", err.text);
+        loader_halt("the configuration has an error");
+    }
+    load_files(bi, c);
+    loader_free(c, sizeof(*c));
+}
+
+static bool guid_equal(const EFI_GUID *a, const EFI_GUID *b)
+{
+    return memcmp(a, b, sizeof(*a)) == 0;
+}
+
+/* ACPI 6.5, 5.2.5.2: the 2.0 table if there is one. */
+static uint64_t find_rsdp(void)
+{
+    static const EFI_GUID acpi_1 = ACPI_TABLE_GUID, acpi_2 = ACPI_20_TABLE_GUID;
+    uint64_t rsdp = 0;
+    for (UINTN i = 0; i < efi_st->NumberOfTableEntries; i++) {
+        const EFI_CONFIGURATION_TABLE *t = &efi_st->ConfigurationTable[i];
+        if (guid_equal(&t->VendorGuid, &acpi_2))
+            return (uint64_t)t->VendorTable;
+        if (guid_equal(&t->VendorGuid, &acpi_1))
+            rsdp = (uint64_t)t->VendorTable;
+    }
+    return rsdp;
+}
+
+static void find_framebuffer(struct boot_framebuffer *fb)
+{
+    static EFI_GUID guid = EFI_GRAPHICS_OUTPUT_PROTOCOL_GUID;
+    EFI_GRAPHICS_OUTPUT_PROTOCOL *gop = NULL;
+    if (EFI_ERROR(efi_bs->LocateProtocol(&guid, NULL, (void **)&gop)) || !gop->Mode || !gop->Mode->Info)
+        return;
+    const EFI_GRAPHICS_OUTPUT_MODE_INFORMATION *info = gop->Mode->Info;
+    struct boot_framebuffer found = {
+        .hpa = gop->Mode->FrameBufferBase, .width = info->HorizontalResolution, .height = info->VerticalResolution,
+        .pitch = info->PixelsPerScanLine * 4, .bpp = 32,
+    };
+    switch (info->PixelFormat) {
+    case PixelRedGreenBlueReserved8BitPerColor: found.green_pos = 8; found.blue_pos = 16; break;
+    case PixelBlueGreenRedReserved8BitPerColor: found.green_pos = 8; found.red_pos = 16; break;
+    default: return; /* bit masks of other widths, or no linear frame buffer at all */
+    }
+    if (found.hpa && found.width && found.height && found.pitch >= found.width * 4)
+        *fb = found;
+}
+
+/* A boot entry's options become the hypervisor's command line, if they are text at all (they may be anything). */
+static void copy_options(EFI_HANDLE self, struct boot_info *bi)
+{
+    static EFI_GUID loaded_image = EFI_LOADED_IMAGE_PROTOCOL_GUID;
+    EFI_LOADED_IMAGE *image = NULL;
+    if (EFI_ERROR(efi_bs->HandleProtocol(self, &loaded_image, (void **)&image)) || !image->LoadOptions)
+        return;
+    size_t n = MIN(image->LoadOptionsSize / sizeof(CHAR16), sizeof(bi->cmdline) - 1);
+    for (size_t i = 0; i < n; i++) {
+        CHAR16 c;
+        memcpy(&c, (const uint8_t *)image->LoadOptions + i * sizeof(c), sizeof(c));
+        if (c == 0)
+            return;
+        if (c < 0x20 || c > 0x7e) {
+            memset(bi->cmdline, 0, sizeof(bi->cmdline));
+            return;
+        }
+        bi->cmdline[i] = (char)c;
+    }
+}
+
+EFI_STATUS efi_main(EFI_HANDLE self, EFI_SYSTEM_TABLE *st)
+{
+    struct memmap map;
+    efi_st = st;
+    efi_bs = st->BootServices;
+    efi_bs->SetWatchdogTimer(0, 0, 0, NULL); /* it would reset the machine under a message that stays */
+    loader_console_init();
+    loader_print("palimpsest: %s", LOADER_NAME);
+
+    loader_check_cpu();
+    struct boot_info *bi = loader_alloc(sizeof(*bi), EfiLoaderData, "boot_info");
+    bi->magic = BOOT_INFO_MAGIC;
+    bi->version = BOOT_INFO_VERSION;
+    bi->size = sizeof(*bi);
+    str_copy(bi->loader, sizeof(bi->loader), LOADER_NAME);
+    copy_options(self, bi);
+
+    loader_files_open(self);
+    load_config(bi);
+    uint64_t entry = loader_place_image(bi);
+    loader_check_memory(bi->image_size, file_bytes_total);
+
+    bi->rsdp_hpa = find_rsdp();
+    bi->efi_system_table = (uint64_t)st;
+    find_framebuffer(&bi->fb);
+    loader_memory_map(&map, bi->image_hpa, bi->image_size);
+    uint64_t cr3 = loader_build_tables(bi, &map);
+
+    loader_exit_boot_services(self, bi);
+    loader_enter(cr3, entry, HV_DIRECTMAP_BASE + (uint64_t)bi);
+}

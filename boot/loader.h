@@ -1,0 +1,59 @@
+/*
+ * What the files of the UEFI loader share. The loader runs once, on one CPU, on firmware's stack and page tables; it
+ * either enters core or stops in loader_halt(). See efi_main.c for the sequence.
+ */
+#ifndef HV_BOOT_LOADER_H
+#define HV_BOOT_LOADER_H
+
+#include <efi.h>
+#include "boot/memmap.h"
+#include "include/abi/boot_info.h"
+#include "include/hv/types.h"
+#include "lib/config.h"
+
+#define LOADER_NAME "palimpsest-efi 0.1"
+#define CONFIG_PATH "palimpsest.conf"
+
+extern EFI_SYSTEM_TABLE *efi_st;
+extern EFI_BOOT_SERVICES *efi_bs;
+
+/* --- efi_console.c: messages --- */
+void loader_console_init(void);
+void loader_print(const char *fmt, ...) PRINTF_LIKE(1, 2);         /* a line; "\n" is added */
+NORETURN void loader_halt(const char *fmt, ...) PRINTF_LIKE(1, 2); /* "palimpsest: halted: CAUSE", then hlt for ever */
+void loader_boot_services_ended(void);                             /* from here on only the serial port is left */
+const char *efi_reason(EFI_STATUS status);                         /* "no such file", ... */
+
+/* --- efi_cpu.c --- */
+void loader_check_cpu(void);                                       /* halts if this CPU cannot run us */
+
+/* --- efi_memory.c --- */
+/* `bytes` rounded up to pages, zeroed. EfiLoaderData stays ours after boot (BOOT_MEM_LOADER), EfiBootServicesData is
+ * free then. Halts with the name of `what` if there is no memory. */
+void *loader_alloc(uint64_t bytes, EFI_MEMORY_TYPE type, const char *what);
+void loader_free(void *p, uint64_t bytes);
+uint64_t loader_free_bytes(void);                                  /* that boot services could still give out */
+void loader_check_memory(uint64_t image_bytes, uint64_t file_bytes); /* halts if core would not have enough */
+/* The sorted map of now; false if it has too many ranges. */
+void loader_memory_map(struct memmap *m, uint64_t image_hpa, uint64_t image_size);
+/* Ends boot services and fills bi->mem from the final map. Halts if firmware refuses. */
+void loader_exit_boot_services(EFI_HANDLE self, struct boot_info *bi);
+
+/* --- efi_files.c: the place we were started from --- */
+struct loader_file { void *data; uint64_t size; };                 /* page aligned, zero up to the page's end */
+void loader_files_open(EFI_HANDLE self);
+/* `name` as in the configuration, either slash. EFI_SUCCESS, EFI_NOT_FOUND, or what went wrong. */
+EFI_STATUS loader_read_file(const char *name, EFI_MEMORY_TYPE type, uint64_t max_bytes, struct loader_file *out);
+/* "\guests\a.elf" on a volume, "tftp://10.0.2.2/guests/a.elf" on a network; valid until the next call. */
+const char *loader_file_path(const char *name);
+
+/* --- efi_image.c --- */
+/* Places the embedded hypervisor, fills image_hpa and image_size, returns the address of hv_entry. */
+uint64_t loader_place_image(struct boot_info *bi);
+/* The page tables of the contract in boot_info.h; returns CR3. */
+uint64_t loader_build_tables(const struct boot_info *bi, const struct memmap *m);
+
+/* --- efi_enter.asm --- */
+NORETURN void loader_enter(uint64_t cr3, uint64_t entry, uint64_t boot_info_va);
+
+#endif

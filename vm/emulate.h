@@ -17,7 +17,7 @@ enum emulate_result {
     EMULATE_DONE,        /* executed; RIP is behind it */
     EMULATE_FAULT,       /* raises outcome.fault; nothing has changed (REP: iterations before it have been counted off) */
     EMULATE_AGAIN,       /* REP not finished or the guest changed the code under us: enter the guest, it comes back by itself */
-    EMULATE_BLOCKED,     /* guest page outcome.gfn needs dmm_wait(); then enter the guest */
+    EMULATE_BLOCKED,     /* guest page outcome.gfn needs dmm_wait(); then enter the guest. REP as with FAULT */
     EMULATE_STALLED,     /* no frame left for outcome.gfn: dmm_wait_memory(); then enter the guest */
     EMULATE_UNSUPPORTED, /* not in the emulator's repertoire: outcome.bytes says what it was */
 };
@@ -60,8 +60,8 @@ struct emulate_ops {
 
 enum emulate_kind { EMULATE_MEMORY, EMULATE_STRING_IO }; /* what the caller exited for; the other kind is UNSUPPORTED */
 
-/* Executes `i`, which was decoded from the bytes at s->rip. s changes only with DONE (all of the instruction), and with AGAIN
- * and FAULT of a REP (the iterations so far; RIP unmoved). */
+/* Executes `i`, which was decoded from the bytes at s->rip. s changes only with DONE (all of the instruction); of a REP the iterations
+ * so far also count with every other outcome (RIP unmoved). */
 enum emulate_result emulate_insn(struct emulate_state *s, const struct emulate_ops *ops, void *ctx, const struct insn *i,
     enum emulate_kind kind, struct emulate_outcome *out);
 
@@ -90,8 +90,9 @@ struct vcpu;
 /* Fetches and decodes the instruction at RIP. DONE: *i. FAULT: the exception was injected. */
 enum emulate_result emulate_vcpu_fetch(struct vcpu *v, struct insn *i, struct emulate_outcome *out);
 /* Executes the instruction at RIP. DONE: registers and RIP moved (vcpu_advance_rip). FAULT: the exception was injected. BLOCKED,
- * STALLED: the caller waits (dmm_wait, dmm_wait_memory) and enters the guest again; nothing has changed. UNSUPPORTED: nothing has
- * changed; the caller decides (report and stop). STRING_IO: checks what it finds against v->exit.u.io, and answers AGAIN if the
+ * STALLED: the caller waits (dmm_wait, dmm_wait_memory) and enters the guest again, which comes back. UNSUPPORTED: nothing has
+ * changed; the caller decides (report and stop). Vector moves use the image in v->fpu_area: the guest's FPU state must have been
+ * saved there, with XSAVE or FXSAVE, and be loaded from there before the guest runs again. STRING_IO: checks what it finds against v->exit.u.io, and answers AGAIN if the
  * guest has exchanged the instruction since. */
 enum emulate_result emulate_vcpu(struct vcpu *v, enum emulate_kind kind, struct emulate_outcome *out);
 /* For CR/DR exits without decode assists: what does the instruction at RIP want? UNSUPPORTED: it is no such instruction (the guest

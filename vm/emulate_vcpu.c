@@ -128,8 +128,10 @@ static bool preempt(void *ctx)
     return v->kick_pending || thread_need_resched();
 }
 
-/* The first 512 bytes of an XSAVE image are FXSAVE's; XMM0 is at 160 (AMD APM vol. 2 section 11.4). */
+/* XSAVE image (AMD APM vol. 2 section 11.5): XMM0 at 160; the bit of XSTATE_BV at 512 makes XRSTOR load the XMM registers from it. */
 #define XSAVE_XMM_OFFSET 160
+#define XSAVE_XSTATE_BV_OFFSET 512
+#define XSTATE_SSE 2
 
 static void get_xmm(void *ctx, unsigned reg, uint8_t val[16])
 {
@@ -141,6 +143,7 @@ static void set_xmm(void *ctx, unsigned reg, const uint8_t val[16])
 {
     struct vcpu *v = ctx;
     memcpy((uint8_t *)v->fpu_area + XSAVE_XMM_OFFSET + 16 * reg, val, 16);
+    ((uint8_t *)v->fpu_area)[XSAVE_XSTATE_BV_OFFSET] |= XSTATE_SSE;
 }
 
 static const struct emulate_ops vcpu_ops = {

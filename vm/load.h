@@ -34,8 +34,8 @@ struct load_entry {
     struct vcpu_sregs sregs;
 };
 
-/* Loads the kernel, initrd and modules that vm->config names from bi's files into vm->space, and writes what the boot protocol
- * wants. rsdp_gpa as vm_platform()->write_firmware_tables() returned it, 0: none. All vCPUs parked. On failure why
+/* Loads the kernel, initrd and modules that vm->config names from bi's files into vm->space, whose RAM must be untouched (EMPTY: what
+ * is behind a segment's file part must read as zero), and writes what the boot protocol wants. rsdp_gpa as vm_platform()->write_firmware_tables() returned it, 0: none. All vCPUs parked. On failure why
  * (LOAD_WHY_MAX) names file and field. */
 enum load_result vm_load_image(struct vm *vm, const struct boot_info *bi, uint64_t rsdp_gpa, struct load_entry *entry, char *why);
 /* NULL if there is no file of that name. */

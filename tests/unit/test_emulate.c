@@ -331,6 +331,230 @@ static void test_against_cpu(void **state)
     assert_true(opcodes >= 90);
 }
 
+/* ---- what user code on this CPU cannot show: other modes, ports, faults in the middle ------------------------------------ */
+
+struct small { uint8_t mem[65536]; uint64_t fault_at; enum emulate_result fault_as; uint32_t ports[8]; unsigned port_count, port_size; };
+static struct small small; /* 64 KiB of guest memory whose upper part may fault */
+
+static enum emulate_result small_probe(void *ctx, uint64_t gva, unsigned size, bool write, struct emulate_outcome *out)
+{
+    struct small *m = ctx;
+    (void)write;
+    assert_true(gva + size <= sizeof m->mem);
+    if (gva + size <= m->fault_at)
+        return EMULATE_DONE;
+    out->fault = (struct emulate_fault){.vector = 14, .has_error = true, .error_code = 2, .cr2 = gva};
+    return m->fault_as;
+}
+static enum emulate_result small_read(void *ctx, uint64_t gva, void *buf, unsigned size, struct emulate_outcome *out)
+{
+    enum emulate_result r = small_probe(ctx, gva, size, false, out);
+    if (r == EMULATE_DONE)
+        memcpy(buf, small.mem + gva, size);
+    return r;
+}
+static enum emulate_result small_write(void *ctx, uint64_t gva, const void *buf, unsigned size, struct emulate_outcome *out)
+{
+    enum emulate_result r = small_probe(ctx, gva, size, true, out);
+    if (r == EMULATE_DONE)
+        memcpy(small.mem + gva, buf, size);
+    return r;
+}
+static void small_port(void *ctx, uint16_t port, unsigned size, bool in, uint32_t *val)
+{
+    struct small *m = ctx;
+    assert_int_equal(port, 0x3f8);
+    m->port_size = size;
+    if (in)
+        *val = 0x11111111 * ++m->port_count;
+    else
+        m->ports[m->port_count++ % 8] = *val;
+}
+static const struct emulate_ops small_ops = {.probe = small_probe, .read = small_read, .write = small_write, .port = small_port};
+
+static struct emulate_state small_state(enum insn_mode mode)
+{
+    struct emulate_state s = {.rip = 0x7000, .rflags = 2, .cr0 = 0x11};
+    for (unsigned k = 0; k < 6; k++)
+        s.seg[k] = (struct vcpu_seg){.attr = mode == INSN_MODE_16 ? 0x93 : 0xc93, .limit = mode == INSN_MODE_16 ? 0xffff : 0xffffffff};
+    s.seg[SEG_CS].attr = mode == INSN_MODE_64 ? 0xa9b : mode == INSN_MODE_32 ? 0xc9b : 0x9b;
+    if (mode == INSN_MODE_64)
+        s.efer = 0x500;
+    s.gpr[EMULATE_RDX] = 0x3f8;
+    small.fault_at = UINT64_MAX;
+    small.port_count = 0;
+    return s;
+}
+
+static enum emulate_result run(struct emulate_state *s, const char *bytes, unsigned len, enum emulate_kind kind, struct emulate_outcome *out)
+{
+    struct insn i;
+    assert_int_equal(insn_decode((const uint8_t *)bytes, len, emulate_mode(s), &i), INSN_OK);
+    assert_int_equal(i.len, len);
+    return emulate_insn(s, &small_ops, &small, &i, kind, out);
+}
+#define RUN(s, b, kind) run(&(s), b, sizeof(b) - 1, kind, &out)
+
+static void test_rep_restart(void **state)
+{
+    struct emulate_outcome out;
+    struct emulate_state s = small_state(INSN_MODE_64);
+    (void)state;
+    s.gpr[EMULATE_RCX] = 3000;
+    s.gpr[EMULATE_RDI] = 0x1000;
+    s.gpr[EMULATE_RAX] = 0xabcd;
+    for (unsigned left = 3000; left > EMULATE_MAX_ITERATIONS;) {
+        assert_int_equal(RUN(s, "\x66\xf3\xab", EMULATE_MEMORY), EMULATE_AGAIN);
+        left -= EMULATE_MAX_ITERATIONS;
+        assert_int_equal(s.gpr[EMULATE_RCX], left);
+        assert_int_equal(s.rip, 0x7000);
+    }
+    assert_int_equal(RUN(s, "\x66\xf3\xab", EMULATE_MEMORY), EMULATE_DONE);
+    assert_int_equal(s.gpr[EMULATE_RDI], 0x1000 + 6000);
+    assert_int_equal(s.rip, 0x7003);
+    /* a fault, or a missing page, after five iterations */
+    for (enum emulate_result as = EMULATE_FAULT; as <= EMULATE_STALLED; as++) {
+        s = small_state(INSN_MODE_64);
+        s.gpr[EMULATE_RCX] = 9;
+        s.gpr[EMULATE_RSI] = 0x1000;
+        s.gpr[EMULATE_RDI] = 0x3000;
+        small.fault_at = 0x3014;
+        small.fault_as = as;
+        assert_int_equal(RUN(s, "\xf3\xa5", EMULATE_MEMORY), as);
+        if (as == EMULATE_FAULT)
+            assert_int_equal(out.fault.cr2, 0x3014);
+        assert_int_equal(s.gpr[EMULATE_RCX], 4);
+        assert_int_equal(s.gpr[EMULATE_RSI], 0x1014);
+        assert_int_equal(s.rip, 0x7000);
+        small.fault_at = UINT64_MAX;
+        assert_int_equal(RUN(s, "\xf3\xa5", EMULATE_MEMORY), EMULATE_DONE);
+        assert_memory_equal(small.mem + 0x3000, small.mem + 0x1000, 36);
+    }
+}
+
+static void test_port_strings(void **state)
+{
+    struct emulate_outcome out;
+    (void)state;
+    for (enum insn_mode mode = INSN_MODE_16; mode <= INSN_MODE_64; mode++) {
+        struct emulate_state s = small_state(mode);
+        uint64_t upper = mode == INSN_MODE_64 ? 0 : mode == INSN_MODE_32 ? 0 : 0x10000; /* above the address size: untouched */
+        s.gpr[EMULATE_RSI] = upper | 0x2000;
+        s.gpr[EMULATE_RCX] = upper | 3;
+        memcpy(small.mem + 0x2000, "abc", 3);
+        assert_int_equal(RUN(s, "\xf3\x6e", EMULATE_STRING_IO), EMULATE_DONE);
+        assert_int_equal(small.port_count, 3);
+        assert_int_equal(small.ports[2], 'c');
+        assert_int_equal(s.gpr[EMULATE_RSI], upper | 0x2003);
+        assert_int_equal(s.gpr[EMULATE_RCX], upper);
+        /* INS downwards; the port is not read when the memory is not writable */
+        s = small_state(mode);
+        s.rflags |= BIT64(10);
+        s.gpr[EMULATE_RDI] = 0x2008;
+        s.gpr[EMULATE_RCX] = 2;
+        assert_int_equal(mode == INSN_MODE_16 ? RUN(s, "\xf3\x66\x6d", EMULATE_STRING_IO) : RUN(s, "\xf3\x6d", EMULATE_STRING_IO), EMULATE_DONE);
+        assert_int_equal(small.port_size, 4);
+        assert_int_equal(s.gpr[EMULATE_RDI], 0x2000);
+        assert_memory_equal(small.mem + 0x2004, "\x22\x22\x22\x22\x11\x11\x11\x11", 8);
+        s.rip = 0x7000;
+        s.gpr[EMULATE_RCX] = 1;
+        small.fault_at = 0;
+        small.fault_as = EMULATE_FAULT;
+        assert_int_equal(RUN(s, "\xf3\x6c", EMULATE_STRING_IO), EMULATE_FAULT);
+        assert_int_equal(small.port_count, 2);
+    }
+    struct emulate_state s = small_state(INSN_MODE_64);
+    assert_int_equal(RUN(s, "\x6c", EMULATE_MEMORY), EMULATE_UNSUPPORTED);
+    assert_int_equal(RUN(s, "\xa4", EMULATE_STRING_IO), EMULATE_UNSUPPORTED);
+    s.gpr[EMULATE_RSI] = 0x2000;
+    assert_int_equal(RUN(s, "\x48\x6f", EMULATE_STRING_IO), EMULATE_DONE);
+    assert_int_equal(small.port_size, 4); /* REX.W does not widen it */
+}
+
+static void test_segments(void **state)
+{
+    struct emulate_outcome out;
+    (void)state;
+    /* real mode: base, wrap of the 16-bit offset, limit without error code */
+    struct emulate_state s = small_state(INSN_MODE_16);
+    s.cr0 = 0x10;
+    s.seg[SEG_DS].base = 0x1000;
+    s.gpr[EMULATE_RBX] = 0xfff0;
+    s.gpr[EMULATE_RSI] = 0x20;
+    small.mem[0x1010 + 0x34] = 0x99;
+    assert_int_equal(RUN(s, "\x8a\x40\x34", EMULATE_MEMORY), EMULATE_DONE);
+    assert_int_equal(s.gpr[EMULATE_RAX], 0x99);
+    s.gpr[EMULATE_RBX] = 0xffff;
+    assert_int_equal(RUN(s, "\x8b\x07", EMULATE_MEMORY), EMULATE_FAULT); /* a word at FFFF */
+    assert_int_equal(out.fault.vector, 13);
+    assert_false(out.fault.has_error);
+    s.gpr[EMULATE_RBP] = 0xffff;
+    assert_int_equal(RUN(s, "\x8b\x46\x00", EMULATE_MEMORY), EMULATE_FAULT);
+    assert_int_equal(out.fault.vector, 12);
+    /* protected mode */
+    static const struct { uint16_t attr; uint32_t limit; uint64_t offset; bool write, ok; } cases[] = {
+        {0xc93, 0xffffffff, 0xfffc, true, true}, {0xc91, 0xffffffff, 0, true, false}, {0xc91, 0xffffffff, 0, false, true},
+        {0xc99, 0xffffffff, 0, false, false}, {0xc9b, 0xffffffff, 0, false, true}, {0xc9b, 0xffffffff, 0, true, false},
+        {0xc13, 0xffffffff, 0, false, false}, {0x8c93, 0xffffffff, 0, false, false}, {0x493, 0x0fff, 0xffc, true, true},
+        {0x493, 0x0fff, 0xffd, true, false}, {0x497, 0x0fff, 0xfff, false, false}, {0x497, 0x0fff, 0x1000, false, true},
+        {0x097, 0x0fff, 0xfffc, false, true}, {0x097, 0x0fff, 0xfffd, false, false}, {0x497, 0x0fff, 0xfffffffd, false, false},
+    };
+    for (unsigned k = 0; k < ARRAY_SIZE(cases); k++) {
+        struct emulate_fault f = {0};
+        uint64_t gva;
+        s = small_state(INSN_MODE_32);
+        s.seg[SEG_ES].attr = cases[k].attr;
+        s.seg[SEG_ES].limit = cases[k].limit;
+        if (emulate_linear(&s, SEG_ES, cases[k].offset, 4, cases[k].write, &gva, &f) != cases[k].ok)
+            fail_msg("segment case %u", k);
+        assert_int_equal(f.vector, cases[k].ok ? 0 : 13);
+    }
+    /* 64-bit mode: canonical addresses; FS has a base, DS has none */
+    struct emulate_fault f;
+    uint64_t gva;
+    s = small_state(INSN_MODE_64);
+    s.seg[SEG_DS].base = s.seg[SEG_FS].base = 0x500;
+    assert_true(emulate_linear(&s, SEG_DS, 0x10, 8, true, &gva, &f) && gva == 0x10);
+    assert_true(emulate_linear(&s, SEG_FS, 0x10, 8, true, &gva, &f) && gva == 0x510);
+    assert_false(emulate_linear(&s, SEG_DS, 0x7ffffffffff9, 8, true, &gva, &f));
+    assert_true(emulate_linear(&s, SEG_DS, 0x7ffffffffff8, 8, true, &gva, &f));
+    assert_false(emulate_linear(&s, SEG_SS, 0x800000000000, 8, true, &gva, &f));
+    assert_int_equal(f.vector, 12);
+    s.cr4 = BIT64(12);
+    assert_true(emulate_linear(&s, SEG_SS, 0x800000000000, 8, true, &gva, &f));
+}
+
+static void test_decode_cr(void **state)
+{
+    static const struct { const char *bytes; enum insn_mode mode; bool is; enum emulate_cr_kind kind; unsigned reg, gpr; uint64_t value; } cases[] = {
+        {"\x0f\x22\xc3", INSN_MODE_64, true, EMULATE_MOV_TO_CR, 0, 3, 0x1111111122222222},
+        {"\x0f\x22\xc3", INSN_MODE_32, true, EMULATE_MOV_TO_CR, 0, 3, 0x22222222},
+        {"\x45\x0f\x20\xc3", INSN_MODE_64, true, EMULATE_MOV_FROM_CR, 8, 11, 0},
+        {"\xf0\x0f\x20\xc3", INSN_MODE_32, true, EMULATE_MOV_FROM_CR, 8, 3, 0x22222222},
+        {"\x0f\x23\xfb", INSN_MODE_64, true, EMULATE_MOV_TO_DR, 7, 3, 0x1111111122222222},
+        {"\x0f\x21\x3b", INSN_MODE_64, true, EMULATE_MOV_FROM_DR, 7, 3, 0x1111111122222222}, /* mod is ignored */
+        {"\x0f\x06\x90", INSN_MODE_64, true, EMULATE_CLTS, 0, INSN_NO_REG, 0},
+        {"\x0f\x01\xf3", INSN_MODE_64, true, EMULATE_LMSW, 0, 3, 0x2222},
+        {"\x0f\x01\x23", INSN_MODE_64, true, EMULATE_SMSW, 0, INSN_NO_REG, 0},
+        {"\x0f\x01\x3b", INSN_MODE_64, true, EMULATE_INVLPG, 0, INSN_NO_REG, 0x1111111122222222},
+        {"\x0f\x01\xf9", INSN_MODE_64, false, 0, 0, 0, 0}, /* RDTSCP */
+        {"\x0f\xa2\x90", INSN_MODE_64, false, 0, 0, 0, 0},
+    };
+    (void)state;
+    for (unsigned k = 0; k < ARRAY_SIZE(cases); k++) {
+        struct emulate_state s = small_state(cases[k].mode);
+        struct emulate_cr cr;
+        struct insn i;
+        s.gpr[EMULATE_RBX] = 0x1111111122222222;
+        assert_int_equal(insn_decode((const uint8_t *)cases[k].bytes, strlen(cases[k].bytes), cases[k].mode, &i), INSN_OK);
+        assert_int_equal(emulate_decode_cr(&s, &i, &cr), cases[k].is);
+        if (!cases[k].is)
+            continue;
+        if (cr.kind != cases[k].kind || cr.reg != cases[k].reg || cr.gpr != cases[k].gpr || cr.value != cases[k].value || cr.len != i.len)
+            fail_msg("control register case %u: kind %d reg %u gpr %u value 0x%lx", k, cr.kind, cr.reg, cr.gpr, cr.value);
+    }
+}
+
 static int start(void **state)
 {
     (void)state;
@@ -346,6 +570,7 @@ static int start(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test_setup(test_against_cpu, start)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_rep_restart), cmocka_unit_test(test_port_strings), cmocka_unit_test(test_segments),
+        cmocka_unit_test(test_decode_cr), cmocka_unit_test_setup(test_against_cpu, start)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

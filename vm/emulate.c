@@ -1,9 +1,9 @@
 /*
  * The emulator's theory: of the thousand x86 instructions, those that drivers use on device registers are moves, the
- * two-operand arithmetic of the first 64 opcodes, bit tests, exchanges and string operations; everything else is refused by
- * name rather than half done. Flags are computed, not borrowed from the host CPU: the code is the same on every machine and the
- * host test compares it with the CPU's own result. LOCK is accepted and means nothing here: a device window serializes in its
- * device, and the window's accesses are not atomic on a real bus either.
+ * two-operand arithmetic of the first 64 opcodes, bit tests, exchanges and string operations; everything else is
+ * refused by name rather than half done. Flags are computed, not borrowed from the host CPU: the code is the same on
+ * every machine and the host test compares it with the CPU's own result. LOCK is accepted and means nothing here: a
+ * device window serializes in its device, and the window's accesses are not atomic on a real bus either.
  */
 #include "vm/emulate_internal.h"
 
@@ -15,7 +15,7 @@ const char *emulate_result_name(enum emulate_result r)
     return r < ARRAY_SIZE(names) ? names[r] : "?";
 }
 
-/* ---- registers and flags ------------------------------------------------------------------------------------------ */
+/* ---- registers and flags ------------------------------------------------------------------------------------- */
 
 static bool high_byte(const struct insn *i, unsigned reg, unsigned size)
 {
@@ -75,7 +75,7 @@ uint64_t alu(enum alu_op op, uint64_t dst, uint64_t src, unsigned size, uint64_t
     return r;
 }
 
-/* ---- addressing --------------------------------------------------------------------------------------------------- */
+/* ---- addressing ---------------------------------------------------------------------------------------------- */
 
 enum insn_mode emulate_mode(const struct emulate_state *s)
 {
@@ -162,7 +162,8 @@ enum emulate_result emulate_store(struct emulation *e, unsigned seg, uint64_t of
     return e->ops->write(e->ctx, gva, &val, size, e->out);
 }
 
-/* ---- what an instruction does ---------------------------------------------------------------------------------------- */
+/* ---- what an instruction does
+ * ---------------------------------------------------------------------------------------- */
 
 enum action {
     ACT_NONE,
@@ -429,7 +430,8 @@ enum emulate_result emulate_insn(struct emulate_state *s, const struct emulate_o
     return r;
 }
 
-/* ---- control registers ------------------------------------------------------------------------------------------------ */
+/* ---- control registers
+ * ------------------------------------------------------------------------------------------------ */
 
 bool emulate_decode_cr(const struct emulate_state *s, const struct insn *i, struct emulate_cr *out)
 {

@@ -1,10 +1,10 @@
 /*
  * Executes one guest instruction in software: one whose memory operand lies in a device window, or a string port
- * instruction. Pure: registers and segments are in a neutral state, everything else is behind callbacks, so the very same
- * code is compared on the host with the real CPU, instruction by instruction. The glue to a vCPU is at the end.
+ * instruction. Pure: registers and segments are in a neutral state, everything else is behind callbacks, so the very
+ * same code is compared on the host with the real CPU, instruction by instruction. The glue to a vCPU is at the end.
  *
- * The rule that makes every outcome but DONE and AGAIN restartable: an instruction first finds out whether all its accesses
- * are allowed and its pages present (probe), then reads, then writes memory, and only then changes registers.
+ * The rule that makes every outcome but DONE and AGAIN restartable: an instruction first finds out whether all its
+ * accesses are allowed and its pages present (probe), then reads, then writes memory, and only then changes registers.
  */
 #ifndef HV_VM_EMULATE_H
 #define HV_VM_EMULATE_H
@@ -43,8 +43,8 @@ struct emulate_state {
     uint8_t cpl;
 };
 
-/* `gva` is a linear address; an access may straddle pages. Each returns EMULATE_DONE, FAULT (fills out->fault with the #PF), BLOCKED
- * or STALLED (fills out->gfn), and has then had no effect. */
+/* `gva` is a linear address; an access may straddle pages. Each returns EMULATE_DONE, FAULT (fills out->fault with the
+ * #PF), BLOCKED or STALLED (fills out->gfn), and has then had no effect. */
 struct emulate_ops {
     /* May [gva, gva+size) be read (write=false) or written? Brings absent pages in; touches no device. */
     enum emulate_result (*probe)(void *ctx, uint64_t gva, unsigned size, bool write, struct emulate_outcome *out);
@@ -60,8 +60,8 @@ struct emulate_ops {
 
 enum emulate_kind { EMULATE_MEMORY, EMULATE_STRING_IO }; /* what the caller exited for; the other kind is UNSUPPORTED */
 
-/* Executes `i`, which was decoded from the bytes at s->rip. s changes only with DONE (all of the instruction); of a REP the iterations
- * so far also count with every other outcome (RIP unmoved). */
+/* Executes `i`, which was decoded from the bytes at s->rip. s changes only with DONE (all of the instruction); of a REP
+ * the iterations so far also count with every other outcome (RIP unmoved). */
 enum emulate_result emulate_insn(struct emulate_state *s, const struct emulate_ops *ops, void *ctx, const struct insn *i,
     enum emulate_kind kind, struct emulate_outcome *out);
 
@@ -84,20 +84,21 @@ struct emulate_cr {
 };
 bool emulate_decode_cr(const struct emulate_state *s, const struct insn *i, struct emulate_cr *out);
 
-/* ---- bound to a vCPU (vm/emulate_vcpu.c); on the vCPU's thread ------------------------------------------------ */
+/* ---- bound to a vCPU (vm/emulate_vcpu.c); on the vCPU's thread ----------------------------------------------- */
 struct vcpu;
 
 /* Fetches and decodes the instruction at RIP. DONE: *i. FAULT: the exception was injected. */
 enum emulate_result emulate_vcpu_fetch(struct vcpu *v, struct insn *i, struct emulate_outcome *out);
-/* Executes the instruction at RIP. DONE: registers and RIP moved (vcpu_advance_rip). FAULT: the exception was injected. BLOCKED,
- * STALLED: the caller waits (dmm_wait, dmm_wait_memory) and enters the guest again, which comes back. UNSUPPORTED: nothing has
- * changed; the caller decides (report and stop). Vector moves use the image in v->fpu_area: the guest's FPU state must have been
- * saved there, with XSAVE or FXSAVE, and be loaded from there before the guest runs again. STRING_IO: checks what it finds against v->exit.u.io, and answers AGAIN if the
- * guest has exchanged the instruction since. */
+/* Executes the instruction at RIP. DONE: registers and RIP moved (vcpu_advance_rip). FAULT: the exception was injected.
+ * BLOCKED, STALLED: the caller waits (dmm_wait, dmm_wait_memory) and enters the guest again, which comes back.
+ * UNSUPPORTED: nothing has changed; the caller decides (report and stop). Vector moves use the image in v->fpu_area:
+ * the guest's FPU state must have been saved there, with XSAVE or FXSAVE, and be loaded from there before the guest
+ * runs again. STRING_IO: checks what it finds against v->exit.u.io, and answers AGAIN if the guest has exchanged the
+ * instruction since. */
 enum emulate_result emulate_vcpu(struct vcpu *v, enum emulate_kind kind, struct emulate_outcome *out);
-/* For CR/DR exits without decode assists: what does the instruction at RIP want? UNSUPPORTED: it is no such instruction (the guest
- * changed it): just enter the guest. With DONE the caller acts, then calls finish (MOV_FROM_*, SMSW: `value` goes to the
- * destination; others ignore it), which advances RIP; or injects a fault instead. */
+/* For CR/DR exits without decode assists: what does the instruction at RIP want? UNSUPPORTED: it is no such instruction
+ * (the guest changed it): just enter the guest. With DONE the caller acts, then calls finish (MOV_FROM_*, SMSW: `value`
+ * goes to the destination; others ignore it), which advances RIP; or injects a fault instead. */
 enum emulate_result emulate_vcpu_cr(struct vcpu *v, struct emulate_cr *cr, struct emulate_outcome *out);
 enum emulate_result emulate_vcpu_cr_finish(struct vcpu *v, const struct emulate_cr *cr, uint64_t value, struct emulate_outcome *out);
 /* "0f 01 d0 ..." of outcome.bytes into buf, for reports. */

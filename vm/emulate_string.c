@@ -1,7 +1,7 @@
 /*
- * MOVS, CMPS, STOS, LODS, SCAS, INS, OUTS with REP. Each iteration is an instruction of its own: it probes what it will write,
- * then reads, then writes, then moves RSI, RDI and RCX; so a fault, a missing page or an interrupt between two iterations leaves
- * exactly the state from which the CPU (or we) can go on, with RIP still at the instruction.
+ * MOVS, CMPS, STOS, LODS, SCAS, INS, OUTS with REP. Each iteration is an instruction of its own: it probes what it will
+ * write, then reads, then writes, then moves RSI, RDI and RCX; so a fault, a missing page or an interrupt between two
+ * iterations leaves exactly the state from which the CPU (or we) can go on, with RIP still at the instruction.
  */
 #include "vm/emulate_internal.h"
 

@@ -1,11 +1,12 @@
 /*
- * The emulator bound to a vCPU: linear addresses go through the guest's own page tables with its own rights, then to RAM (DMM) or to a
- * device window. All pages of an access are translated, and RAM brought in, before the first byte moves: an access either
- * happens or leaves no trace, also when it straddles a page or a window's edge.
+ * The emulator bound to a vCPU: linear addresses go through the guest's own page tables with its own rights, then to
+ * RAM (DMM) or to a device window. All pages of an access are translated, and RAM brought in, before the first byte
+ * moves: an access either happens or leaves no trace, also when it straddles a page or a window's edge.
  *
- * A guest with several vCPUs may change the instruction, or the tables, between the exit and our look at them. Nothing here
- * trusts the exit for permission: every access is checked anew with the guest's CPL. Port strings are the exception, because the CPU
- * checked IOPL and the I/O bitmap for the port of the exit only; so the instruction found must be that very access.
+ * A guest with several vCPUs may change the instruction, or the tables, between the exit and our look at them. Nothing
+ * here trusts the exit for permission: every access is checked anew with the guest's CPL. Port strings are the
+ * exception, because the CPU checked IOPL and the I/O bitmap for the port of the exit only; so the instruction found
+ * must be that very access.
  */
 #include "include/hv/vdev.h"
 #include "lib/string.h"
@@ -128,7 +129,8 @@ static bool preempt(void *ctx)
     return v->kick_pending || thread_need_resched();
 }
 
-/* XSAVE image (AMD APM vol. 2 section 11.5): XMM0 at 160; the bit of XSTATE_BV at 512 makes XRSTOR load the XMM registers from it. */
+/* XSAVE image (AMD APM vol. 2 section 11.5): XMM0 at 160; the bit of XSTATE_BV at 512 makes XRSTOR load the XMM
+ * registers from it. */
 #define XSAVE_XMM_OFFSET 160
 #define XSAVE_XSTATE_BV_OFFSET 512
 #define XSTATE_SSE 2

@@ -1,6 +1,7 @@
 /*
- * Vector registers to and from memory: the moves that memcpy_fromio and the like compile to. The mandatory prefix (the last of
- * F2/F3, else 66) selects among four instructions of one opcode; a row of the table is one of them. AMD APM vol. 4.
+ * Vector registers to and from memory: the moves that memcpy_fromio and the like compile to. The mandatory prefix (the
+ * last of F2/F3, else 66) selects among four instructions of one opcode; a row of the table is one of them. AMD APM
+ * vol. 4.
  */
 #include "vm/emulate_internal.h"
 

@@ -1,12 +1,14 @@
 /*
- * The decoder's theory: an x86 instruction's length depends on prefixes, the opcode map, whether there is a ModRM byte, and the
- * kind of immediate. Only the last two vary by opcode, so one 16-bit word per opcode of the two old maps says everything; the
- * newer maps are regular (0F38 and VEX/EVEX maps have ModRM and no immediate, 0F3A has an 8-bit one). The tables accept more
- * than the CPU does (reserved group members, LOCK where it is not allowed): the CPU has executed, or tried to execute, every
- * instruction that comes here, and whoever acts on one checks for exactly what it wants. The reverse, refusing what the CPU
- * accepts, is the error that the comparison with a disassembler looks for (tests/unit/test_insn.c).
+ * The decoder's theory: an x86 instruction's length depends on prefixes, the opcode map, whether there is a ModRM byte,
+ * and the kind of immediate. Only the last two vary by opcode, so one 16-bit word per opcode of the two old maps says
+ * everything; the newer maps are regular (0F38 and VEX/EVEX maps have ModRM and no immediate, 0F3A has an 8-bit one).
+ * The tables accept more than the CPU does (reserved group members, LOCK where it is not allowed): the CPU has
+ * executed, or tried to execute, every instruction that comes here, and whoever acts on one checks for exactly what it
+ * wants. The reverse, refusing what the CPU accepts, is the error that the comparison with a disassembler looks for
+ * (tests/unit/test_insn.c).
  *
- * Where vendors differ (66 before a near branch in 64-bit mode) Intel's reading is used: branches never come here on either.
+ * Where vendors differ (66 before a near branch in 64-bit mode) Intel's reading is used: branches never come here on
+ * either.
  */
 #include "vm/insn.h"
 
@@ -32,7 +34,7 @@ enum { /* what follows the opcode */
 };
 
 static const uint16_t one_byte[256] = {
-    /*        0      1      2      3      4      5      6      7      8      9      A      B      C      D      E      F */
+    /* 0 1 2 3 4 5 6 7 8 9 A B C D E F */
     /* 0 */   M,     M,     M,     M,     IB,    IZ,    NX,    NX,    M,     M,     M,     M,     IB,    IZ,    NX,    UD,
     /* 1 */   M,     M,     M,     M,     IB,    IZ,    NX,    NX,    M,     M,     M,     M,     IB,    IZ,    NX,    NX,
     /* 2 */   M,     M,     M,     M,     IB,    IZ,    UD,    NX,    M,     M,     M,     M,     IB,    IZ,    UD,    NX,
@@ -52,7 +54,7 @@ static const uint16_t one_byte[256] = {
 };
 
 static const uint16_t two_byte[256] = {
-    /*        0      1      2      3      4      5      6      7      8      9      A      B      C      D      E      F */
+    /* 0 1 2 3 4 5 6 7 8 9 A B C D E F */
     /* 0 */   M,     M,     M,     M,     UD,    N,     N,     N,     N,     N,     UD,    N,     UD,    M,     N,     MI,
     /* 1 */   M,     M,     M,     M,     M,     M,     M,     M,     M,     M,     M,     M,     M,     M,     M,     M,
     /* 2 */   M|F6,  M|F6,  M|F6,  M|F6,  UD,    UD,    UD,    UD,    M,     M,     M,     M,     M,     M,     M,     M,

@@ -1,9 +1,9 @@
 /*
- * The instruction decoder: bytes and mode in, lengths and operands out. Pure; the emulator, vcpu_insn_len() (CPUs that do
- * not report the next RIP) and the control-register exits without decode assists stand on it.
+ * The instruction decoder: bytes and mode in, lengths and operands out. Pure; the emulator, vcpu_insn_len() (CPUs that
+ * do not report the next RIP) and the control-register exits without decode assists stand on it.
  *
- * Guest bytes are hostile: decoding never reads beyond `len`, never past 15 bytes, and has a named outcome for everything.
- * AMD APM vol. 3 chapter 1 and appendix A; Intel SDM vol. 2 chapter 2 and appendix A.
+ * Guest bytes are hostile: decoding never reads beyond `len`, never past 15 bytes, and has a named outcome for
+ * everything. AMD APM vol. 3 chapter 1 and appendix A; Intel SDM vol. 2 chapter 2 and appendix A.
  */
 #ifndef HV_VM_INSN_H
 #define HV_VM_INSN_H

@@ -1,11 +1,11 @@
 /*
- * Carries a load plan out. The guest's memory is filled in three ways, cheapest first: pages of the file whose offset agrees with
- * their gpa modulo 4 KiB are mapped from the file's own frames (read-only, copied when written); the ragged ends are copied; what
- * lies behind the file's part is left EMPTY, which reads as zero. initrd and modules are placed page-aligned as high as their
- * protocol allows and are therefore always mapped, never copied.
+ * Carries a load plan out. The guest's memory is filled in three ways, cheapest first: pages of the file whose offset
+ * agrees with their gpa modulo 4 KiB are mapped from the file's own frames (read-only, copied when written); the ragged
+ * ends are copied; what lies behind the file's part is left EMPTY, which reads as zero. initrd and modules are placed
+ * page-aligned as high as their protocol allows and are therefore always mapped, never copied.
  *
- * Everything the protocol itself needs (zero page or info structures, command line, GDT, page tables) is put together in one
- * buffer, the info block, and written to a free spot below 640 KiB in one go.
+ * Everything the protocol itself needs (zero page or info structures, command line, GDT, page tables) is put together
+ * in one buffer, the info block, and written to a free spot below 640 KiB in one go.
  */
 #include "vm/load.h"
 
@@ -81,7 +81,8 @@ static uint64_t find_place(const struct loader *l, uint64_t size, uint64_t floor
     return UINT64_MAX;
 }
 
-/* [offset, offset+filesz) of the file to gpa. whole_tail: the last page may come with what follows in the file (zeros). */
+/* [offset, offset+filesz) of the file to gpa. whole_tail: the last page may come with what follows in the file (zeros).
+ * */
 static enum load_result put_file_bytes(struct loader *l, const struct boot_file *f, uint64_t offset, uint64_t filesz, uint64_t gpa,
     bool whole_tail)
 {
@@ -162,7 +163,7 @@ static void build_e820(struct loader *l)
             l->e820[l->e820_count++] = ranges[n];
 }
 
-/* ---- the info block -------------------------------------------------------------------------------------------- */
+/* ---- the info block ------------------------------------------------------------------------------------------ */
 
 /* The sizes below add up to less than INFO_MAX_BYTES whatever the configuration says: its strings are bounded. */
 static void *info_take(struct loader *l, uint64_t size, uint64_t align, uint64_t *gpa)

@@ -1,10 +1,11 @@
 /*
  * Guest image loaders: bzImage (64-bit Linux boot protocol), PVH ELF, multiboot 1. In two halves: pure parsers turn the
- * untrusted file into a load plan (or a reason for refusing it), and load.c carries the plan out, mapping whole pages straight
- * from the boot file where file offset and gpa agree modulo 4 KiB, so that a second VM from the same file costs no frames.
+ * untrusted file into a load plan (or a reason for refusing it), and load.c carries the plan out, mapping whole pages
+ * straight from the boot file where file offset and gpa agree modulo 4 KiB, so that a second VM from the same file
+ * costs no frames.
  *
- * The VM's memory: RAM from 0 up to LOAD_LOW_RAM_MAX, the rest from 4 GiB up. [0xA0000, 1 MiB) is told to guests as reserved
- * (it is RAM, and the platform's firmware tables live there).
+ * The VM's memory: RAM from 0 up to LOAD_LOW_RAM_MAX, the rest from 4 GiB up. [0xA0000, 1 MiB) is told to guests as
+ * reserved (it is RAM, and the platform's firmware tables live there).
  */
 #ifndef HV_VM_LOAD_H
 #define HV_VM_LOAD_H
@@ -34,14 +35,15 @@ struct load_entry {
     struct vcpu_sregs sregs;
 };
 
-/* Loads the kernel, initrd and modules that vm->config names from bi's files into vm->space, whose RAM must be untouched (EMPTY: what
- * is behind a segment's file part must read as zero), and writes what the boot protocol wants. rsdp_gpa as vm_platform()->write_firmware_tables() returned it, 0: none. All vCPUs parked. On failure why
+/* Loads the kernel, initrd and modules that vm->config names from bi's files into vm->space, whose RAM must be
+ * untouched (EMPTY: what is behind a segment's file part must read as zero), and writes what the boot protocol wants.
+ * rsdp_gpa as vm_platform()->write_firmware_tables() returned it, 0: none. All vCPUs parked. On failure why
  * (LOAD_WHY_MAX) names file and field. */
 enum load_result vm_load_image(struct vm *vm, const struct boot_info *bi, uint64_t rsdp_gpa, struct load_entry *entry, char *why);
 /* NULL if there is no file of that name. */
 const struct boot_file *load_find_file(const struct boot_info *bi, const char *name);
 
-/* ---- pure: file bytes -> plan ------------------------------------------------------------------------------------- */
+/* ---- pure: file bytes -> plan -------------------------------------------------------------------------------- */
 #define LOAD_MAX_SEGMENTS 32
 
 struct load_segment { uint64_t offset, filesz, gpa, memsz; }; /* memsz >= filesz; [offset, offset+filesz) is inside the file */
@@ -60,7 +62,8 @@ struct load_plan {
 };
 
 enum load_format load_probe(const struct load_image *img);
-/* Each: LOAD_OK and *plan, or a reason in why. low_ram is where RAM below 4 GiB ends: every segment ends there or before. */
+/* Each: LOAD_OK and *plan, or a reason in why. low_ram is where RAM below 4 GiB ends: every segment ends there or
+ * before. */
 enum load_result load_plan_bzimage(const struct load_image *img, uint64_t low_ram, struct load_plan *plan, char *why);
 enum load_result load_plan_pvh(const struct load_image *img, uint64_t low_ram, struct load_plan *plan, char *why);
 enum load_result load_plan_multiboot(const struct load_image *img, uint64_t low_ram, struct load_plan *plan, char *why);

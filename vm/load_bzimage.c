@@ -1,7 +1,8 @@
 /*
- * Linux bzImage by the 64-bit boot protocol (Documentation/arch/x86/boot.rst of the kernel): the protected-mode part goes to
- * its preferred address and is entered 0x200 bytes in. Below that address a relocatable kernel would move itself up to it
- * anyway, so there is no point in loading it anywhere else: either [pref_address, +init_size) is RAM or the VM is too small.
+ * Linux bzImage by the 64-bit boot protocol (Documentation/arch/x86/boot.rst of the kernel): the protected-mode part
+ * goes to its preferred address and is entered 0x200 bytes in. Below that address a relocatable kernel would move
+ * itself up to it anyway, so there is no point in loading it anywhere else: either [pref_address, +init_size) is RAM or
+ * the VM is too small.
  */
 #include "vm/load_parse.h"
 

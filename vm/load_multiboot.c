@@ -1,6 +1,7 @@
 /*
  * Multiboot 1 (specification 0.6.96): a header in the first 8 KiB says either "take my ELF headers" or, in its address
- * fields, where the bytes go. ELF64 is accepted too, as boot loaders in use do; the entry is 32-bit protected mode all the same.
+ * fields, where the bytes go. ELF64 is accepted too, as boot loaders in use do; the entry is 32-bit protected mode all
+ * the same.
  */
 #include "vm/load_parse.h"
 

@@ -20,7 +20,8 @@ static inline bool load_in_file(const struct load_image *img, uint64_t offset, u
 {
     return offset <= img->size && size <= img->size - offset;
 }
-/* Adds a segment after checking it: inside the file, inside RAM below low_ram, clear of the reserved hole and of the others. */
+/* Adds a segment after checking it: inside the file, inside RAM below low_ram, clear of the reserved hole and of the
+ * others. */
 enum load_result load_add_segment(const struct load_image *img, uint64_t low_ram, struct load_plan *plan, const struct load_segment *s,
     char *why);
 /* False if this is no ELF file at all (why untouched), else *r says whether its headers are sound. */

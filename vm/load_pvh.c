@@ -1,6 +1,6 @@
 /*
- * PVH: an ELF file whose note of owner "Xen" and type 18 gives a 32-bit entry point; segments go to their physical addresses.
- * (Xen's docs/misc/pvh.pandoc; include/public/elfnote.h.)
+ * PVH: an ELF file whose note of owner "Xen" and type 18 gives a 32-bit entry point; segments go to their physical
+ * addresses. (Xen's docs/misc/pvh.pandoc; include/public/elfnote.h.)
  */
 #include "vm/load_parse.h"
 

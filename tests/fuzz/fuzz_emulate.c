@@ -1,7 +1,8 @@
 /* FUZZ-SOURCES: vm/emulate.c vm/emulate_string.c vm/emulate_vector.c vm/insn.c */
 /*
- * The emulator on arbitrary state and code, over a memory that faults, blocks and stalls as the input says. Whatever happens: no
- * access after a failed one, a bounded number of accesses, RIP moves only with DONE, and without REP nothing changes unless DONE.
+ * The emulator on arbitrary state and code, over a memory that faults, blocks and stalls as the input says. Whatever
+ * happens: no access after a failed one, a bounded number of accesses, RIP moves only with DONE, and without REP
+ * nothing changes unless DONE.
  */
 #include <stdint.h>
 #include <stdlib.h>

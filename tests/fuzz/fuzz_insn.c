@@ -1,5 +1,6 @@
 /* FUZZ-SOURCES: vm/insn.c */
-/* The decoder on arbitrary bytes: never reads past them (the block is exactly that long), keeps its promises about the result. */
+/* The decoder on arbitrary bytes: never reads past them (the block is exactly that long), keeps its promises about the
+ * result. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,5 +1,6 @@
 /* FUZZ-SOURCES: vm/load_parse.c vm/load_bzimage.c vm/load_pvh.c vm/load_multiboot.c */
-/* The image parsers on arbitrary files: whatever they accept lies inside the file and inside RAM, and does not overlap. */
+/* The image parsers on arbitrary files: whatever they accept lies inside the file and inside RAM, and does not overlap.
+ * */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

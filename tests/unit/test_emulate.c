@@ -1,9 +1,9 @@
 /* TEST-SOURCES: vm/emulate.c vm/emulate_string.c vm/emulate_vector.c vm/insn.c */
 /*
- * The emulator against the CPU this test runs on: a random instruction with random registers and memory is emulated on one
- * copy and executed natively on the other; then registers, RFLAGS (but for flags that the manuals leave undefined), XMM
- * registers and all memory must be equal, and a fault on one side must be a fault on the other.
- * EMULATE_TEST_COUNT, EMULATE_TEST_SEED as in test_insn.c.
+ * The emulator against the CPU this test runs on: a random instruction with random registers and memory is emulated on
+ * one copy and executed natively on the other; then registers, RFLAGS (but for flags that the manuals leave undefined),
+ * XMM registers and all memory must be equal, and a fault on one side must be a fault on the other. EMULATE_TEST_COUNT,
+ * EMULATE_TEST_SEED as in test_insn.c.
  */
 #define _GNU_SOURCE
 #include <setjmp.h>
@@ -21,7 +21,7 @@
 #include <unistd.h>
 #include "vm/emulate.h"
 
-/* ---- the CPU as oracle --------------------------------------------------------------------------------------------- */
+/* ---- the CPU as oracle --------------------------------------------------------------------------------------- */
 
 struct native { uint64_t gpr[16], rflags, code, saved_rsp, pad; uint8_t xmm[16][16]; };
 struct native native_regs __attribute__((aligned(16)));
@@ -63,7 +63,7 @@ static int run_native(void)
     return sig;
 }
 
-/* ---- one case ------------------------------------------------------------------------------------------------------ */
+/* ---- one case ------------------------------------------------------------------------------------------------ */
 
 #define DATA_BYTES 16384u
 #define GS_BASE 0x3210u
@@ -331,7 +331,8 @@ static void test_against_cpu(void **state)
     assert_true(opcodes >= 90);
 }
 
-/* ---- what user code on this CPU cannot show: other modes, ports, faults in the middle ------------------------------------ */
+/* ---- what user code on this CPU cannot show: other modes, ports, faults in the middle
+ * ------------------------------------ */
 
 struct small { uint8_t mem[65536]; uint64_t fault_at; enum emulate_result fault_as; uint32_t ports[8]; unsigned port_count, port_size; };
 static struct small small; /* 64 KiB of guest memory whose upper part may fault */

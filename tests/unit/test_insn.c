@@ -1,9 +1,9 @@
 /* TEST-SOURCES: vm/insn.c */
 /* TEST-LIBS: -lZydis -lZycore */
 /*
- * The decoder against Zydis as oracle, on random instructions in the three code-segment modes. What Zydis decodes we must
- * decode with the same length, and its explicit memory operand, immediate and sizes must be ours. Every proper prefix must ask
- * for more, from a heap block of exactly that size, so that the sanitizer sees a byte read too far.
+ * The decoder against Zydis as oracle, on random instructions in the three code-segment modes. What Zydis decodes we
+ * must decode with the same length, and its explicit memory operand, immediate and sizes must be ours. Every proper
+ * prefix must ask for more, from a heap block of exactly that size, so that the sanitizer sees a byte read too far.
  * INSN_TEST_COUNT sets the number of instructions per mode, INSN_TEST_SEED the sequence.
  */
 #include <setjmp.h>

@@ -1,7 +1,8 @@
 /* TEST-SOURCES: vm/load.c vm/load_parse.c vm/load_bzimage.c vm/load_pvh.c vm/load_multiboot.c */
 /*
- * The loaders: hand-made images, good ones loaded into a fake guest memory and looked at as the guest would, bad ones refused with
- * the reason expected. If a guest kernel has been fetched (build/guest-kernel/vmlinuz) it is loaded as well.
+ * The loaders: hand-made images, good ones loaded into a fake guest memory and looked at as the guest would, bad ones
+ * refused with the reason expected. If a guest kernel has been fetched (build/guest-kernel/vmlinuz) it is loaded as
+ * well.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -16,7 +17,8 @@
 #include "vm/load.h"
 #include "vm/vm.h"
 
-/* ---- fakes: guest memory is one array, a machine address is a pointer ------------------------------------------------- */
+/* ---- fakes: guest memory is one array, a machine address is a pointer
+ * ------------------------------------------------- */
 
 #define GUEST_BYTES MIB(160)
 static uint8_t *guest;
@@ -47,7 +49,8 @@ enum dmm_fault_result dmm_map_boot_file(struct dmm_space *s, gfn_t first, mfn_t 
     return no_frames ? DMM_FAULT_STALLED : DMM_FAULT_RETRY;
 }
 
-/* ---- a VM and its boot files -------------------------------------------------------------------------------------------- */
+/* ---- a VM and its boot files
+ * -------------------------------------------------------------------------------------------- */
 
 static struct boot_info *bi;
 static struct vm *vm;
@@ -132,7 +135,8 @@ static uint64_t walk(uint64_t gva)
     return UINT64_MAX;
 }
 
-/* ---- bzImage ------------------------------------------------------------------------------------------------------------ */
+/* ---- bzImage
+ * ------------------------------------------------------------------------------------------------------------ */
 
 #define BZ_SIZE (0x5000 + 300000)
 static uint8_t *make_bzimage(unsigned sects)
@@ -251,7 +255,8 @@ static void test_bzimage_refused(void **state)
     refuses(LOAD_BAD_IMAGE, "module = is for multiboot and PVH");
 }
 
-/* ---- PVH ------------------------------------------------------------------------------------------------------------------ */
+/* ---- PVH
+ * ------------------------------------------------------------------------------------------------------------------ */
 
 struct seg { uint32_t type; uint64_t offset, vaddr, paddr, filesz, memsz; };
 
@@ -368,7 +373,8 @@ static void test_elf_refused(void **state)
     }
 }
 
-/* ---- multiboot ------------------------------------------------------------------------------------------------------------ */
+/* ---- multiboot
+ * ------------------------------------------------------------------------------------------------------------ */
 
 static void put_multiboot(uint8_t *p, uint32_t flags)
 {

@@ -8,6 +8,8 @@
  * exception, because the CPU checked IOPL and the I/O bitmap for the port of the exit only; so the instruction found
  * must be that very access.
  */
+#include "vm/emulate.h"
+
 #include "include/hv/vdev.h"
 #include "lib/string.h"
 #include "vm/emulate_internal.h"

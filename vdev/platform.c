@@ -1,0 +1,241 @@
+/*
+ * Puts one VM's devices together, routes their interrupt lines, and keeps the VM's own clock.
+ *
+ * Each device could ask the host's clock, but then a VM that was paused for an hour would find its timers an hour
+ * late and would be served the missed ticks at once. The platform's clock stops with the VM instead: pause cancels the host timers and
+ * leaves due times alone; resume moves the offset by the pause and arms them again.
+ */
+#include "vdev/platform.h"
+
+#include "core/time.h"
+#include "lib/string.h"
+#include "mm/mm.h"
+
+/* ---- virtual time ------------------------------------------------------------------------------------------------- */
+
+uint64_t platform_now_ns(const struct platform *p)
+{
+    return (p->paused ? p->paused_at_ns : time_ns()) - p->time_offset_ns;
+}
+
+static void vtimer_fire(struct timer *t)
+{
+    struct vtimer *vt = container_of(t, struct vtimer, timer);
+    if (!vt->platform->paused)
+        vt->fn(vt->dev);
+}
+
+void vtimer_init(struct vtimer *t, struct platform *p, void (*fn)(void *dev), void *dev)
+{
+    *t = (struct vtimer){.platform = p, .fn = fn, .dev = dev};
+    timer_init(&t->timer, vtimer_fire, t);
+    list_add_tail(&p->vtimers, &t->node);
+}
+
+void vtimer_arm(struct vtimer *t, uint64_t due_ns)
+{
+    t->due_ns = due_ns;
+    t->active = true;
+    if (!t->platform->paused)
+        timer_arm(&t->timer, due_ns + t->platform->time_offset_ns);
+}
+
+void vtimer_cancel(struct vtimer *t)
+{
+    do { /* a callback that was running meanwhile may have armed it again */
+        t->active = false;
+        timer_cancel(&t->timer);
+    } while (t->active);
+}
+
+bool vtimer_expired(struct vtimer *t)
+{
+    if (!t->active || platform_now_ns(t->platform) < t->due_ns)
+        return false;
+    t->active = false;
+    return true;
+}
+
+void vtimer_fini(struct vtimer *t)
+{
+    vtimer_cancel(t);
+    list_del(&t->node);
+}
+
+uint64_t vtimer_next_ns(uint64_t due_ns, uint64_t period_ns, uint64_t now_ns)
+{
+    uint64_t next = due_ns + period_ns;
+    return next > now_ns ? next : now_ns + period_ns - (now_ns - due_ns) % period_ns;
+}
+
+uint64_t ns_to_ticks(uint64_t ns, uint64_t hz)
+{
+    return ns / 1000000000 * hz + ns % 1000000000 * hz / 1000000000;
+}
+
+uint64_t ticks_to_ns(uint64_t ticks, uint64_t hz)
+{
+    return ticks / hz * 1000000000 + (ticks % hz * 1000000000 + hz - 1) / hz;
+}
+
+/* ---- lines and bytes ---------------------------------------------------------------------------------------------- */
+
+void platform_set_isa_irq(struct platform *p, unsigned irq, bool level)
+{
+    uint64_t flags = spin_lock_irqsave(&p->irq_lock);
+    vpic_set_line(p, irq, level);
+    vioapic_set_line(p, irq == 0 ? 2 : irq, level);
+    spin_unlock_irqrestore(&p->irq_lock, flags);
+}
+
+void pio_bytewise(void *dev, uint16_t port, unsigned size, bool in, uint32_t *val, pio_byte_fn *fn)
+{
+    uint32_t result = 0;
+    for (unsigned n = 0; n < size && n < 4; n++)
+        result |= (uint32_t)fn(dev, (uint16_t)(port + n), in, (uint8_t)(*val >> 8 * n)) << 8 * n;
+    if (in)
+        *val = result;
+}
+
+/* ---- vm_platform_ops ---------------------------------------------------------------------------------------------- */
+
+static void devices_reset(struct platform *p)
+{
+    uint64_t flags = spin_lock_irqsave(&p->irq_lock);
+    vpic_reset(&p->pic);
+    vioapic_reset(&p->ioapic);
+    spin_unlock_irqrestore(&p->irq_lock, flags);
+    vpit_reset(&p->pit);
+    vrtc_reset(&p->rtc);
+    vuart_reset(&p->uart);
+    vpm_reset(&p->pm);
+    vreset_reset(&p->reset);
+}
+
+static bool attach(struct platform *p)
+{
+    const struct { uint16_t first, count; vdev_pio_fn *fn; void *dev; const char *name; } ports[] = {
+        {0x020, 2, vpic_pio, p, "pic"}, {0x0a0, 2, vpic_pio, p, "pic"}, {0x4d0, 2, vpic_pio, p, "elcr"},
+        {0x040, 4, vpit_pio, &p->pit, "pit"}, {0x061, 1, vpit_port61_pio, &p->pit, "port61"},
+        {0x060, 1, vreset_8042_pio, &p->reset, "8042"}, {0x064, 1, vreset_8042_pio, &p->reset, "8042"},
+        {0x070, 2, vrtc_pio, &p->rtc, "rtc"}, {0x092, 1, vreset_port92_pio, &p->reset, "port92"},
+        {0x3f8, 8, vuart_pio, &p->uart, "com1"}, {0xcf8, 8, vreset_pci_pio, &p->reset, "pci"},
+        {GUEST_PM1_EVENT_PORT, 12, vpm_pio, &p->pm, "acpi-pm"},
+    };
+    for (unsigned n = 0; n < ARRAY_SIZE(ports); n++)
+        if (!vdev_bus_add_pio(p->vm->bus, ports[n].first, ports[n].count, ports[n].fn, ports[n].dev, ports[n].name))
+            return false;
+    if (p->vm->config.debug_exit && !vdev_bus_add_pio(p->vm->bus, 0xf4, 1, vdebugexit_pio, p, "debug-exit"))
+        return false;
+    return vdev_bus_add_mmio(p->vm->bus, GUEST_LAPIC_GPA, PAGE_SIZE, vlapic_mmio, p, "lapic") &&
+           vdev_bus_add_mmio(p->vm->bus, GUEST_IOAPIC_GPA, PAGE_SIZE, vioapic_mmio, p, "ioapic");
+}
+
+static void platform_destroy(struct vm *vm)
+{
+    struct platform *p = vm->platform;
+    if (!p)
+        return;
+    list_for_each_safe(t, next, &p->vtimers, struct vtimer, node)
+        vtimer_fini(t);
+    vuart_fini(&p->uart);
+    vm->platform = NULL;
+    kfree(p);
+}
+
+static bool platform_create(struct vm *vm, char *why)
+{
+    struct platform *p = kzalloc(sizeof *p);
+    if (!p) {
+        snprintf(why, 160, "%s: no memory for the virtual platform (%zu bytes)", vm->name, sizeof *p);
+        return false;
+    }
+    vm->platform = p;
+    p->vm = vm;
+    p->time_offset_ns = time_ns();
+    list_init(&p->vtimers);
+    spin_init(&p->irq_lock, LOCK_RANK_VIRQ, "virq");
+    spin_init(&p->pm.dev_lock, LOCK_RANK_VDEV, "vpm");
+    spin_init(&p->reset.dev_lock, LOCK_RANK_VDEV, "vreset");
+    vpit_init(&p->pit, p);
+    vrtc_init(&p->rtc, p);
+    if (!vuart_init(&p->uart, p)) {
+        snprintf(why, 160, "%s: no memory for the console ring (%u bytes)", vm->name, VUART_RING_BYTES);
+        platform_destroy(vm);
+        return false;
+    }
+    devices_reset(p);
+    if (!attach(p)) {
+        snprintf(why, 160, "%s: the device bus is full or ranges overlap", vm->name);
+        platform_destroy(vm);
+        return false;
+    }
+    return true;
+}
+
+static void platform_reset(struct vm *vm)
+{
+    struct platform *p = vm->platform;
+    devices_reset(p);
+    for (unsigned n = 0; n < vm->vcpu_count; n++)
+        if (vm->vcpus[n] && vm->vcpus[n]->vlapic)
+            vlapic_reset(vm->vcpus[n]->vlapic, true);
+}
+
+static void platform_pause(struct vm *vm, bool paused)
+{
+    struct platform *p = vm->platform;
+    if (p->paused == paused)
+        return;
+    if (paused) {
+        p->paused_at_ns = time_ns();
+        __atomic_store_n(&p->paused, true, __ATOMIC_SEQ_CST);
+        list_for_each(t, &p->vtimers, struct vtimer, node)
+            timer_cancel(&t->timer); /* `active` and the due time stay */
+        return;
+    }
+    p->time_offset_ns += time_ns() - p->paused_at_ns;
+    __atomic_store_n(&p->paused, false, __ATOMIC_SEQ_CST);
+    list_for_each(t, &p->vtimers, struct vtimer, node)
+        if (t->active)
+            vtimer_arm(t, t->due_ns);
+    for (unsigned n = 0; n < vm->vcpu_count; n++)
+        if (vm->vcpus[n] && vm->vcpus[n]->vlapic)
+            vlapic_resumed(vm->vcpus[n]->vlapic);
+}
+
+static bool platform_vcpu_create(struct vcpu *v)
+{
+    v->vlapic = vlapic_create(v->vm->platform, v);
+    return v->vlapic != NULL;
+}
+
+static void platform_vcpu_destroy(struct vcpu *v)
+{
+    vlapic_destroy(v->vlapic);
+    v->vlapic = NULL;
+}
+
+/* INIT: the APIC base MSR survives (Intel SDM 3, 11.4.7.3). A power-on reset came through platform_reset(). */
+static void platform_vcpu_reset(struct vcpu *v)
+{
+    vlapic_reset(v->vlapic, false);
+}
+
+static uint64_t platform_write_tables(struct vm *vm)
+{
+    enum { BUF_BYTES = 8192 };
+    uint8_t *buf = kzalloc(BUF_BYTES);
+    size_t used = buf ? acpi_tables_build(buf, BUF_BYTES, vm->vcpu_count) : 0;
+    bool ok = used && dmm_write_guest(vm->space, GUEST_ACPI_GPA, buf, used) == DMM_FAULT_RETRY;
+    kfree(buf);
+    return ok ? GUEST_ACPI_GPA : 0;
+}
+
+const struct vm_platform_ops vdev_platform_ops = {
+    .create = platform_create, .destroy = platform_destroy, .reset = platform_reset, .pause = platform_pause,
+    .vcpu_create = platform_vcpu_create, .vcpu_destroy = platform_vcpu_destroy, .vcpu_reset = platform_vcpu_reset,
+    .write_firmware_tables = platform_write_tables, .rdmsr = vlapic_rdmsr, .wrmsr = vlapic_wrmsr,
+    .irq = {.pending = vlapic_pending, .accept = vlapic_accept, .has_any = vlapic_has_any,
+            .tpr_changed = vlapic_tpr_changed, .get_cr8 = vlapic_get_cr8},
+};

@@ -201,6 +201,15 @@ static inline void cpu_pause(void) { asm volatile("pause" ::: "memory"); }
 static inline void invlpg(const void *va) { asm volatile("invlpg (%0)" :: "r"(va) : "memory"); }
 static inline void wbinvd(void) { asm volatile("wbinvd" ::: "memory"); }
 
+/* a * b / d, rounded down, with a 128-bit product (no library division in a freestanding image). The quotient must fit
+ * 64 bits: the CPU raises #DE otherwise. */
+static inline uint64_t mul_div64(uint64_t a, uint64_t b, uint64_t d)
+{
+    uint64_t hi;
+    asm("mulq %2\n divq %3" : "+&a"(a), "=&d"(hi) : "r"(b), "r"(d) : "cc");
+    return a;
+}
+
 /* ---- interrupts ------------------------------------------------------------------------------------------- */
 
 static inline void cli(void) { asm volatile("cli" ::: "memory"); }

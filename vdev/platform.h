@@ -127,7 +127,7 @@ void vpit_init(struct vpit *d, struct platform *p);
 void vpit_reset(struct vpit *d);
 vdev_pio_fn vpit_pio, vpit_port61_pio;
 
-struct vrtc { struct platform *platform; struct spinlock dev_lock; uint8_t index, cmos[128], day_of_week_offset; int64_t offset_s; uint64_t set_at_s;
+struct vrtc { struct platform *platform; struct spinlock dev_lock; uint8_t index, cmos[128]; int64_t offset_s /* guest's time - wall clock */;
     struct vtimer periodic, second; };
 void vrtc_init(struct vrtc *d, struct platform *p);
 void vrtc_reset(struct vrtc *d);

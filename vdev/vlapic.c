@@ -132,7 +132,7 @@ void vlapic_accept(struct vcpu *v, uint8_t vector)
     if (l->from_pic) {
         l->from_pic = false;
         vpic_accept(l->platform, vector);
-    } else {
+    } else if (bit_test(l->irr, vector)) { /* not: the PIC withdrew it after pending() said so */
         bit_clear(l->irr, vector);
         bit_set(l->isr, vector);
     }
@@ -553,7 +553,7 @@ void vlapic_reset(struct vlapic *l, bool power_on)
     l->svr = 0xff;
     for (unsigned n = 0; n < LVT_COUNT; n++)
         l->lvt[n] = LVT_MASKED;
-    if (power_on && l->vcpu->id == 0) { /* virtual wire mode, as firmware leaves it */
+    if (l->vcpu->id == 0) { /* virtual wire mode, as firmware leaves it: there is none to do it after an INIT */
         l->lvt[LVT_LINT0] = APIC_EXTINT << 8;
         l->lvt[LVT_LINT1] = APIC_NMI << 8;
     }

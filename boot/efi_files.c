@@ -1,6 +1,6 @@
 /*
  * Files come from where the loader itself came from: the volume (disk, stick, the FAT image of an ISO) or, started
- * by PXE, the TFTP server, in the directory of the boot file. Nothing else is searched: a second disk with a
+ * by PXE, the TFTP server, in the directory of the boot file; started by iPXE, what its script fetched. Nothing else is searched: a second disk with a
  * palimpsest.conf of its own must not decide what this machine boots.
  */
 #include "boot/loader.h"
@@ -16,6 +16,7 @@
 static EFI_FILE_PROTOCOL *volume;
 static EFI_PXE_BASE_CODE_PROTOCOL *pxe;
 static EFI_IP_ADDRESS pxe_server;
+static bool via_ipxe;
 static char pxe_directory[BOOTP_FILE_BYTES + 1]; /* "" or ending in '/' */
 
 static void pxe_open(void)
@@ -38,6 +39,23 @@ static void pxe_open(void)
     pxe_directory[cut] = 0;
 }
 
+/*
+ * iPXE offers both protocols, but its TFTP can neither ask for a size nor report one. Its file system holds what its script has
+ * fetched (`imgfetch`), so that is the way to hand us files through iPXE.
+ */
+static bool pxe_knows_sizes(void)
+{
+    static const EFI_IP_ADDRESS nowhere;
+    UINT64 size = 0;
+    return pxe->Mtftp(pxe, EFI_PXE_BASE_CODE_TFTP_GET_FILE_SIZE, NULL, FALSE, &size, NULL, (EFI_IP_ADDRESS *)&nowhere,
+                      (UINT8 *)CONFIG_PATH, NULL, FALSE) != EFI_UNSUPPORTED;
+}
+
+const char *loader_files_hint(void)
+{
+    return via_ipxe ? " (iPXE hands over only files that its script fetched: imgfetch " CONFIG_PATH " and what it names)" : "";
+}
+
 void loader_files_open(EFI_HANDLE self)
 {
     static EFI_GUID loaded_image = EFI_LOADED_IMAGE_PROTOCOL_GUID, file_system = EFI_SIMPLE_FILE_SYSTEM_PROTOCOL_GUID;
@@ -46,12 +64,16 @@ void loader_files_open(EFI_HANDLE self)
     EFI_FILE_IO_INTERFACE *fs = NULL;
     if (EFI_ERROR(efi_bs->HandleProtocol(self, &loaded_image, (void **)&image)))
         loader_halt("firmware does not say where the loader was started from");
-    if (!EFI_ERROR(efi_bs->HandleProtocol(image->DeviceHandle, &file_system, (void **)&fs))) {
+    bool on_volume = !EFI_ERROR(efi_bs->HandleProtocol(image->DeviceHandle, &file_system, (void **)&fs));
+    if (!EFI_ERROR(efi_bs->HandleProtocol(image->DeviceHandle, &pxe_base_code, (void **)&pxe)) &&
+        (!on_volume || pxe_knows_sizes())) {
+        pxe_open();
+    } else if (on_volume) {
+        via_ipxe = pxe != NULL;
+        pxe = NULL;
         EFI_STATUS status = fs->OpenVolume(fs, &volume);
         if (EFI_ERROR(status))
             loader_halt("cannot open the volume the loader was started from: %s", efi_reason(status));
-    } else if (!EFI_ERROR(efi_bs->HandleProtocol(image->DeviceHandle, &pxe_base_code, (void **)&pxe))) {
-        pxe_open();
     } else {
         loader_halt("the loader was started from something that is neither a FAT volume nor PXE (a boot menu that hands "
                     "over a bare file?): there is no place to read " CONFIG_PATH " from");
@@ -107,6 +129,7 @@ static EFI_STATUS file_size(EFI_FILE_PROTOCOL *f, uint64_t *size)
 static EFI_STATUS alloc_file(uint64_t size, EFI_MEMORY_TYPE type, uint64_t max_bytes, struct loader_file *out)
 {
     EFI_PHYSICAL_ADDRESS at = 0;
+    out->size = size;
     if (size > max_bytes)
         return EFI_BAD_BUFFER_SIZE;
     uint64_t pages = MAX(ALIGN_UP(size, PAGE_SIZE) / PAGE_SIZE, 1);
@@ -151,16 +174,16 @@ static EFI_STATUS read_from_volume(const char *path, EFI_MEMORY_TYPE type, uint6
 /* UEFI 2.10, 24.3: the size first (RFC 2349's tsize option), then the file. */
 static EFI_STATUS read_from_network(const char *path, EFI_MEMORY_TYPE type, uint64_t max_bytes, struct loader_file *out)
 {
-    UINT64 size = 0;
+    uint64_t size = 0;
     EFI_STATUS status = pxe->Mtftp(pxe, EFI_PXE_BASE_CODE_TFTP_GET_FILE_SIZE, NULL, FALSE, &size, NULL, &pxe_server,
                                    (UINT8 *)path, NULL, FALSE);
     if (!EFI_ERROR(status))
         status = alloc_file(size, type, max_bytes, out);
     if (EFI_ERROR(status))
         return status;
-    UINT64 room = MAX(size, 1);
-    status = pxe->Mtftp(pxe, EFI_PXE_BASE_CODE_TFTP_READ_FILE, out->data, FALSE, &room, NULL, &pxe_server,
-                        (UINT8 *)path, NULL, FALSE);
+    uint64_t room = MAX(size, 1);
+    status = pxe->Mtftp(pxe, EFI_PXE_BASE_CODE_TFTP_READ_FILE, out->data, FALSE, &room, NULL, &pxe_server, (UINT8 *)path,
+                        NULL, FALSE);
     if (!EFI_ERROR(status) && room != size)
         status = EFI_END_OF_FILE;
     if (EFI_ERROR(status))

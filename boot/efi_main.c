@@ -34,7 +34,14 @@ static void load_file(struct boot_info *bi, const char *vm, const char *key, con
 
     EFI_STATUS status = loader_read_file(name, EfiLoaderData, FILE_MAX_BYTES, &f);
     if (EFI_ERROR(status)) {
-        loader_print(CONFIG_PATH ": vm %s: %s: cannot read %s: %s", vm, key, loader_file_path(name), efi_reason(status));
+        char detail[128] = "";
+        if (status == EFI_OUT_OF_RESOURCES)
+            snprintf(detail, sizeof(detail), " (needs %llu MiB in one piece, firmware has %llu MiB free in all)",
+                     (unsigned long long)(f.size >> 20), (unsigned long long)(loader_free_bytes() >> 20));
+        else if (status == EFI_NOT_FOUND)
+            str_copy(detail, sizeof(detail), loader_files_hint());
+        loader_print(CONFIG_PATH ": vm %s: %s: cannot read %s: %s%s", vm, key, loader_file_path(name), efi_reason(status),
+                     detail);
         loader_halt("a boot file cannot be read");
     }
     entry->hpa = (uint64_t)f.data;
@@ -62,7 +69,8 @@ static void load_config(struct boot_info *bi)
     struct config_error err = {0};
     EFI_STATUS status = loader_read_file(CONFIG_PATH, EfiLoaderData, CONFIG_MAX_BYTES, &text);
     if (status == EFI_NOT_FOUND || status == EFI_TFTP_ERROR) {
-        loader_print("palimpsest: no %s: starting without virtual machines", loader_file_path(CONFIG_PATH));
+        loader_print("palimpsest: no %s: starting without virtual machines%s", loader_file_path(CONFIG_PATH),
+                     loader_files_hint());
         return;
     }
     if (EFI_ERROR(status))
@@ -123,25 +131,43 @@ static void find_framebuffer(struct boot_framebuffer *fb)
         *fb = found;
 }
 
-/* A boot entry's options become the hypervisor's command line, if they are text at all (they may be anything). */
-static void copy_options(EFI_HANDLE self, struct boot_info *bi)
+/* LoadOptions as text; "" if they are anything else, for a boot entry may hold any bytes there. */
+static void read_options(const EFI_LOADED_IMAGE *image, char *out, size_t size)
 {
-    static EFI_GUID loaded_image = EFI_LOADED_IMAGE_PROTOCOL_GUID;
-    EFI_LOADED_IMAGE *image = NULL;
-    if (EFI_ERROR(efi_bs->HandleProtocol(self, &loaded_image, (void **)&image)) || !image->LoadOptions)
-        return;
-    size_t n = MIN(image->LoadOptionsSize / sizeof(CHAR16), sizeof(bi->cmdline) - 1);
+    size_t n = MIN(image->LoadOptionsSize / sizeof(CHAR16), size - 1);
+    memset(out, 0, size);
     for (size_t i = 0; i < n; i++) {
         CHAR16 c;
         memcpy(&c, (const uint8_t *)image->LoadOptions + i * sizeof(c), sizeof(c));
         if (c == 0)
             return;
         if (c < 0x20 || c > 0x7e) {
-            memset(bi->cmdline, 0, sizeof(bi->cmdline));
+            memset(out, 0, size);
             return;
         }
-        bi->cmdline[i] = (char)c;
+        out[i] = (char)c;
     }
+}
+
+/* A boot entry's options become the hypervisor's command line. Shells and iPXE put the program's own name first. */
+static void copy_options(EFI_HANDLE self, struct boot_info *bi)
+{
+    static EFI_GUID loaded_image = EFI_LOADED_IMAGE_PROTOCOL_GUID;
+    EFI_LOADED_IMAGE *image = NULL;
+    char text[sizeof(bi->cmdline)];
+    if (EFI_ERROR(efi_bs->HandleProtocol(self, &loaded_image, (void **)&image)) || !image->LoadOptions)
+        return;
+    read_options(image, text, sizeof(text));
+    size_t word = 0;
+    while (text[word] && text[word] != ' ')
+        word++;
+    const char *rest = text;
+    if (word >= 4 && text[word - 4] == '.' && (text[word - 3] | 32) == 'e' && (text[word - 2] | 32) == 'f' &&
+        (text[word - 1] | 32) == 'i')
+        rest = text + word;
+    while (*rest == ' ')
+        rest++;
+    str_copy(bi->cmdline, sizeof(bi->cmdline), rest);
 }
 
 EFI_STATUS efi_main(EFI_HANDLE self, EFI_SYSTEM_TABLE *st)

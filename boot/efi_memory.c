@@ -9,7 +9,7 @@
 #include "lib/string.h"
 
 /* What core needs at the least beside image and boot files: its tables, the frame reserve, and room for one small VM. */
-#define CORE_MIN_BYTES MIB(48)
+#define CORE_MIN_BYTES MIB(64)
 /* Descriptors that may come to exist between measuring the map and fetching it for good. */
 #define MAP_SLACK 64
 

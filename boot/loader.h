@@ -42,10 +42,12 @@ void loader_exit_boot_services(EFI_HANDLE self, struct boot_info *bi);
 /* --- efi_files.c: the place we were started from --- */
 struct loader_file { void *data; uint64_t size; };                 /* page aligned, zero up to the page's end */
 void loader_files_open(EFI_HANDLE self);
-/* `name` as in the configuration, either slash. EFI_SUCCESS, EFI_NOT_FOUND, or what went wrong. */
+/* `name` as in the configuration, either slash. EFI_SUCCESS, EFI_NOT_FOUND, or what went wrong; then out->size is the
+ * file's size if that much was learnt. */
 EFI_STATUS loader_read_file(const char *name, EFI_MEMORY_TYPE type, uint64_t max_bytes, struct loader_file *out);
 /* "\guests\a.elf" on a volume, "tftp://10.0.2.2/guests/a.elf" on a network; valid until the next call. */
 const char *loader_file_path(const char *name);
+const char *loader_files_hint(void);                               /* to append to "no such file"; may be "" */
 
 /* --- efi_image.c --- */
 /* Places the embedded hypervisor, fills image_hpa and image_size, returns the address of hv_entry. */

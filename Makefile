@@ -33,7 +33,7 @@ OUT   := build/$(CFG)
 CONFIG ?= guests/demo.conf
 ADD    ?= build/guest-kernel/vmlinuz build/guests/initramfs.img
 
-.PHONY: all image run setup test test-unit test-fuzz test-machine bench check clean help FORCE
+.PHONY: all image run setup test test-unit test-fuzz test-machine bench bench-run check check-headers clean help FORCE
 all: $(OUT)/palimpsest.elf $(OUT)/BOOTX64.EFI
 
 # --- the hypervisor ---------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ build/guests/initramfs.img: $(shell find guests -type f 2>/dev/null)
 	@mkdir -p $(@D)
 	$(Q)guests/build-initramfs $@
 
-build/palimpsest.img: $(OUT)/BOOTX64.EFI $(CONFIG) $(ADD) tools/mkimage FORCE
+build/palimpsest.img: $(OUT)/BOOTX64.EFI $(CONFIG) $(foreach f,$(ADD),$(firstword $(subst =, ,$(f)))) tools/mkimage FORCE
 	$(call say,IMAGE,$@)
 	$(Q)tools/mkimage --efi $(OUT)/BOOTX64.EFI --config $(CONFIG) $(foreach f,$(ADD),--add $(f)) $@
 
@@ -206,7 +206,7 @@ build/$(2)/$(notdir $(basename $(1))): build/$(2)/obj/$(1:.c=.o) \
 	$$(call say,LINK,$$@)
 	$$(Q)$(4) -o $$@ $$(filter %.o,$$^) $(call tag,$(1),$(3)-LIBS) $(5)
 endef
-ifneq ($(filter test test-unit test-fuzz bench build/unit/% build/fuzz/% build/bench/%,$(MAKECMDGOALS)),)
+ifneq ($(filter test test-unit test-fuzz bench-run build/unit/% build/fuzz/% build/bench/%,$(MAKECMDGOALS)),)
 $(foreach s,$(UNIT_SRC),$(eval $(call host_program,$(s),unit,TEST,$(CC) $(UNIT_FLAGS),-lcmocka)))
 $(foreach s,$(FUZZ_SRC),$(eval $(call host_program,$(s),fuzz,FUZZ,$(CLANG) $(FUZZ_FLAGS) -fsanitize=fuzzer,)))
 $(foreach s,$(BENCH_SRC),$(eval $(call host_program,$(s),bench,BENCH,$(CC) $(BENCH_FLAGS),)))
@@ -231,17 +231,22 @@ test-machine:
 test: setup
 	$(Q)$(PYTHON) tools/test-all
 
-bench: setup $(BENCH_BIN)
+bench: setup
+	$(Q)$(MAKE) --no-print-directory bench-run
+
+bench-run: all $(BENCH_BIN) build/guest-kernel/vmlinuz build/guests/initramfs.img
 	$(Q)for b in $(BENCH_BIN); do $$b || exit 1; done
-	$(Q)$(MAKE) --no-print-directory all build/guest-kernel/vmlinuz build/guests/initramfs.img
-	$(Q)if [ -x tests/bench/run ]; then PALIMPSEST_BUILD=build/release tests/bench/run; fi
+	$(Q)if [ -x tests/bench/run ]; then PALIMPSEST_BUILD=$(OUT) tests/bench/run; fi
 
 # --- static checks ----------------------------------------------------------------------------------------------------
 
 HEADERS := $(sort $(foreach d,include/hv include/hw include/abi $(HV_DIRS),$(wildcard $(d)/*.h)))
 check:
-	$(Q)$(PYTHON) tools/check-layers
-	$(Q)$(PYTHON) tools/check-style
+	$(Q)bad=0; $(PYTHON) tools/check-layers || bad=1; $(PYTHON) tools/check-style || bad=1; \
+	    $(MAKE) --no-print-directory check-headers || bad=1; exit $$bad
+
+# Each header must compile alone, so that the order of includes never matters.
+check-headers:
 	$(Q)bad=0; n=0; for h in $(HEADERS); do n=$$((n+1)); \
 	    printf '#include "%s"\n' $$h | $(CC) $(HV_FLAGS) -Wno-unused-function -fsyntax-only -x c - || \
 	    { echo "$$h does not compile alone" >&2; bad=$$((bad+1)); }; done; \

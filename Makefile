@@ -101,7 +101,7 @@ $(OUT)/obj/palimpsest.0.elf $(OUT)/palimpsest.elf: $(OUT)/obj/sources
 
 # --- the UEFI application ---------------------------------------------------------------------------------------------
 
-EFI_C     := $(sort $(wildcard boot/*.c)) lib/config.c lib/string.c $(wildcard lib/printf.c)
+EFI_C     := $(sort $(wildcard boot/*.c lib/*.c))
 EFI_OBJ   := $(EFI_C:%.c=$(OUT)/efi/%.o) $(OUT)/efi/boot/embed.asm.o \
              $(OUT)/efi/boot/efi_enter.asm.o
 EFI_FLAGS := -std=gnu17 -O2 -g -ffreestanding -fpic -fshort-wchar -mno-red-zone -mgeneral-regs-only \

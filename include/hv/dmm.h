@@ -54,6 +54,9 @@ uint64_t frame_free_pages(void);         /* FREE + FREE_ZEROED */
 unsigned frame_zero_some(unsigned max);
 struct waitq *frame_low_zeroed_waitq(void); /* woken when the pre-zeroed stock falls below its low mark */
 bool frame_zeroed_is_low(void);
+void dmm_zero_thread(void *arg);         /* body of that thread (THREAD_PRIO_IDLE) */
+/* On every CPU but the boot CPU, before it first uses DMM: its magazines. False: out of frames. */
+bool frame_cpu_init(void);
 /* Direct map. Pure arithmetic, valid for every frame of RAM. */
 void *mfn_to_hva(mfn_t mfn);
 mfn_t hva_to_mfn(const void *hva);
@@ -106,16 +109,24 @@ void dmm_wait_memory(struct dmm_space *s, uint64_t timeout_ns);
 /* Wakes everybody in dmm_wait_memory() (frames were freed); called by DMM itself, and when a VM is to stop. */
 void dmm_wake_memory_waiters(void);
 
-/* Maps pages [first, first+pages) read-only straight from a boot file's frames, copied on write (image-ro). */
+/* Maps pages [first, first+pages) read-only straight from a boot file's frames, copied on write (image-ro). Pages that are not EMPTY
+ * any more get a copy of the contents instead. RETRY means done. */
 enum dmm_fault_result dmm_map_boot_file(struct dmm_space *s, gfn_t first, mfn_t file_mfn, uint64_t pages);
+
+/* The 2 MiB region around gfn: one large mapping into 512 small ones, or back (in place: all 512 on one 2 MiB frame). */
+enum dmm_resize_result { DMM_RESIZE_OK, DMM_RESIZE_PINNED, DMM_RESIZE_NO_MEMORY, DMM_RESIZE_UNSUITABLE };
+enum dmm_resize_result dmm_break_large(struct dmm_space *s, gfn_t gfn);
+enum dmm_resize_result dmm_reform_large(struct dmm_space *s, gfn_t gfn);
 
 /* ---- guest memory from the hypervisor --------------------------------------------------------------------- */
 
-/* Faults the page in (for writing if `write`), keeps it from moving, gives its address. NULL if it is no RAM or no frame
- * is left (*why says which; may be NULL). Each success needs one dmm_unpin with the same gfn. */
+/* Makes the page a private frame of the guest (whether read or written: a pin lasts, and the guest must not copy the page away
+ * under it), keeps it from moving, gives its address. NULL if it is no RAM or no frame is left (*why says which; may be NULL).
+ * Each success needs one dmm_unpin with the same gfn. To just read or write bytes use the functions below: they pin nothing. */
 void *dmm_pin(struct dmm_space *s, gfn_t gfn, bool write, enum dmm_fault_result *why);
 void dmm_unpin(struct dmm_space *s, gfn_t gfn);
-/* Byte-wise copies on top of pin/unpin; any alignment and length. Partial effects are possible on failure. */
+/* Byte-wise copies, any alignment and length. Reading maps nothing (EMPTY reads as zero, a boot file's page stays shared), nor does
+ * zeroing what reads as zero already. RETRY means done; partial effects are possible on failure. */
 enum dmm_fault_result dmm_read_guest(struct dmm_space *s, uint64_t gpa, void *buf, size_t len);
 enum dmm_fault_result dmm_write_guest(struct dmm_space *s, uint64_t gpa, const void *buf, size_t len);
 enum dmm_fault_result dmm_zero_guest(struct dmm_space *s, uint64_t gpa, size_t len);
@@ -137,6 +148,7 @@ void dmm_fault_summary(const struct dmm_space *s /* NULL: all */, enum dmm_fault
 struct dmm_usage { /* of one space, in 4 KiB pages; exact */
     uint64_t configured, resident, resident_large /* of which in 2 MiB mappings */, image_shared, shared, zero,
         empty, pinned, p2m_pages, state_pages, min, max, charged;
+    uint64_t heap_bytes; /* DMM's own records of this space: with p2m_pages and state_pages its exact overhead */
 };
 void dmm_space_usage(const struct dmm_space *s, struct dmm_usage *out);
 

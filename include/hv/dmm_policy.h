@@ -19,14 +19,15 @@ struct dmm_touch {
     bool region_empty;         /* the whole aligned 2 MiB region is EMPTY RAM of this VM */
     uint64_t free_pages, total_pages, reserve_pages;
     uint64_t pool_room_pages;  /* how many more the pool may hold */
-    gfn_t last_gfn;            /* of this space's previous first touch */
-    uint64_t streak;           /* how many consecutive touches had the same stride */
-    int64_t stride;            /* in pages, between the last two first touches */
+    gfn_t last_gfn;            /* where this space's previous first touch ended, with what was mapped around it */
+    uint64_t streak;           /* how many touches before this one had the same stride without a break */
+    int64_t stride;            /* gfn - last_gfn: 1 or -1 is a sequential walk, whatever was mapped around */
 };
 enum dmm_populate_size { DMM_POPULATE_4K, DMM_POPULATE_2M };
 struct dmm_populate_plan {
     enum dmm_populate_size size;
     unsigned around_before, around_after; /* EMPTY neighbours to map too (4K only), clipped to the 2 MiB region */
+    bool zero_page;            /* a read: map the shared zero page and no frame at all (4K only) */
 };
 
 struct dmm_policy_param { const char *name, *help; uint64_t value, min, max; };

@@ -31,7 +31,8 @@ const char *p2m_type_name(enum p2m_type t);
 struct p2m_format {
     const char *name;  /* "npt", "ept", "fake" */
     p2m_entry_t (*make_table)(uint64_t table_hpa);
-    /* A leaf of a present type. `level` 1 or 2; permissions follow from the type: P2M_RW is rwx, the _RO are r-x. */
+    /* A leaf of a present type. `level` 1 or 2; permissions follow from the type: P2M_RW is rwx, the _RO are r-x. The frame's address is
+     * in bits 51:12 as both vendors have it: make_leaf(t, m, l) == make_leaf(t, 0, l) + mfn_to_hpa(m) (checked at creation). */
     p2m_entry_t (*make_leaf)(enum p2m_type t, mfn_t mfn, unsigned level);
     p2m_entry_t (*make_nonpresent)(enum p2m_type t, uint64_t payload /* < 2^40 */);
     enum p2m_type (*type_of)(p2m_entry_t e, unsigned level);

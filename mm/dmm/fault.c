@@ -1,0 +1,321 @@
+/*
+ * The nested fault: a guest touched a page that its entry does not let it touch.
+ *
+ * What the CPU says about the reason is not believed: emulated ones report a wrong present bit, and by the time we look
+ * another vCPU may have mapped the page. The entry, read under its region's lock, is the only witness. If it permits the access there is
+ * nothing to do (RETRY; a CPU re-walks after the exit). Otherwise its type says what is due: EMPTY gets a frame, the shared
+ * read-only types get a copy.
+ *
+ * The first touch is the path that a guest's start and growth consist of, so it is kept straight: one index to the region, a
+ * comparison with the constant EMPTY entry, a frame from the CPU's magazine of zeroed frames, one compare-and-swap. The policy is asked how much to
+ * map around it; neighbours are mapped under the same lock.
+ */
+#include "core/log.h"
+#include "mm/dmm/frame.h"
+#include "mm/dmm/p2m.h"
+#include "mm/dmm/space.h"
+
+/* Neighbours that have to be cleared now rather than in idle time: at most so many per fault, a few microseconds. */
+#define AROUND_CLEAR_MAX 8u
+
+struct outcome {
+    enum dmm_fault_result result;
+    enum dmm_fault_cause cause;
+    bool flush; /* a translation was replaced */
+};
+#define DONE(cause_) ((struct outcome){ DMM_FAULT_RETRY, (cause_), false })
+#define STALLED ((struct outcome){ DMM_FAULT_STALLED, DMM_CAUSE_STALL, false })
+
+const char *dmm_fault_result_name(enum dmm_fault_result r)
+{
+    static const char *const names[] = { "retry", "blocked", "stalled", "hole", "denied" };
+    return (unsigned)r < ARRAY_SIZE(names) ? names[r] : "?";
+}
+
+const char *dmm_fault_cause_name(enum dmm_fault_cause c)
+{
+    static const char *const names[DMM_CAUSE_COUNT] = {
+        "first-touch-4k", "first-touch-4k-cleared", "first-touch-2m", "image-map", "cow-image", "cow-shared", "zero-read",
+        "spurious", "stall", "hole",
+    };
+    return (unsigned)c < DMM_CAUSE_COUNT ? names[c] : "?";
+}
+
+/* EMPTY -> RW with a zeroed frame. False: pool or machine has none. */
+static inline bool fill_page(struct dmm_space *s, struct region *r, p2m_entry_t *slot, uint64_t gfn, bool *prezeroed)
+{
+    if (unlikely(!pool_charge(s, 1)))
+        return false;
+    mfn_t m = frame_alloc_noting(FRAME_ZEROED, FRAME_GUEST, s, gfn, prezeroed);
+    if (unlikely(!mfn_valid(m))) {
+        pool_uncharge(s, 1);
+        return false;
+    }
+    r->filled_pages++;
+    p2m_transition(s, slot, 1, P2M_EMPTY, P2M_RW, s->rw_4k + mfn_to_hpa(m));
+    return true;
+}
+
+/* EMPTY neighbours from gfn+step on, away from gfn, within the region. Best effort; returns how far it came. */
+static uint64_t fill_around(struct dmm_space *s, struct region *r, uint64_t gfn, int64_t step, unsigned want, unsigned *may_clear)
+{
+    uint64_t reached = gfn;
+    for (uint64_t g = gfn + step; want && g / LARGE_PAGES == gfn / LARGE_PAGES; g += step, want--) {
+        p2m_entry_t *slot = &r->l1[g % LARGE_PAGES];
+        bool prezeroed;
+        if (p2m_read(slot) != s->empty || (!*may_clear && !frame_cpu()->zeroed.count) ||
+            !fill_page(s, r, slot, g, &prezeroed))
+            break;
+        *may_clear -= !prezeroed;
+        reached = g;
+    }
+    return reached;
+}
+
+/* The region's one 2 MiB leaf, if a zeroed 2 MiB frame is in stock: clearing one here would stop the guest for 100 us. */
+static bool fill_large(struct dmm_space *s, struct region *r, uint64_t gfn)
+{
+    if (r->l1 || r->ram_pages != LARGE_PAGES || !pool_charge(s, LARGE_PAGES))
+        return false;
+    mfn_t m = frame_take_large_zeroed();
+    if (!mfn_valid(m)) {
+        pool_uncharge(s, LARGE_PAGES);
+        return false;
+    }
+    frame_assign(m, FRAME_GUEST, s, ALIGN_DOWN(gfn, LARGE_PAGES), LARGE_PAGES);
+    r->filled_pages = LARGE_PAGES;
+    p2m_transition(s, r->l2e, 2, P2M_EMPTY, P2M_RW, s->format->make_leaf(P2M_RW, m, 2));
+    return true;
+}
+
+static struct outcome first_touch(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access)
+{
+    struct dmm_populate_plan plan = { .size = DMM_POPULATE_4K };
+    bool prezeroed = true;
+
+    policy_plan_populate(s, gfn, access, r, &plan);
+    if (unlikely(plan.size == DMM_POPULATE_2M) && fill_large(s, r, gfn.v)) {
+        s->last_gfn = gfn.v | (LARGE_PAGES - 1);
+        return DONE(DMM_CAUSE_FIRST_TOUCH_2M);
+    }
+    if (unlikely(!r->l1) && !p2m_build_level1(s, r, 0))
+        return STALLED;
+    p2m_entry_t *slot = &r->l1[gfn.v % LARGE_PAGES];
+    if (unlikely(plan.zero_page) && !(access & DMM_WRITE)) {
+        r->filled_pages++;
+        p2m_transition(s, slot, 1, P2M_EMPTY, P2M_ZERO_RO, s->format->make_leaf(P2M_ZERO_RO, dmm_zero_mfn, 1));
+        return DONE(DMM_CAUSE_ZERO_READ);
+    }
+    if (unlikely(!fill_page(s, r, slot, gfn.v, &prezeroed)))
+        return STALLED;
+    s->last_gfn = gfn.v;
+    if (plan.around_after | plan.around_before) {
+        unsigned may_clear = AROUND_CLEAR_MAX;
+        uint64_t after = fill_around(s, r, gfn.v, 1, plan.around_after, &may_clear);
+        uint64_t before = fill_around(s, r, gfn.v, -1, plan.around_before, &may_clear);
+        s->last_gfn = plan.around_after >= plan.around_before ? after : before;
+    }
+    return DONE(prezeroed ? DMM_CAUSE_FIRST_TOUCH_4K : DMM_CAUSE_FIRST_TOUCH_4K_CLEARED);
+}
+
+static inline void copy_page(void *to, const void *from)
+{
+    uint64_t n = PAGE_SIZE / 8;
+    asm volatile("rep movsq" : "+D"(to), "+S"(from), "+c"(n) :: "memory");
+}
+
+/* IMAGE_RO or ZERO_RO -> a private frame with the same contents. The shared frame stays where it is: other spaces map it. */
+static struct outcome copy_on_write(struct dmm_space *s, p2m_entry_t *slot, gfn_t gfn, enum p2m_type type)
+{
+    bool prezeroed;
+    if (!pool_charge(s, 1))
+        return STALLED;
+    mfn_t m = frame_alloc_noting(type == P2M_ZERO_RO ? FRAME_ZEROED : 0, FRAME_GUEST, s, gfn.v, &prezeroed);
+    if (!mfn_valid(m)) {
+        pool_uncharge(s, 1);
+        return STALLED;
+    }
+    mfn_t shared = s->format->mfn_of(p2m_read(slot));
+    if (type == P2M_IMAGE_RO)
+        copy_page(mfn_to_hva(m), mfn_to_hva(shared));
+    p2m_transition(s, slot, 1, type, P2M_RW, s->rw_4k + mfn_to_hpa(m));
+    if (type == P2M_IMAGE_RO)
+        __atomic_fetch_sub(&frame_of(shared)->refs, 1, __ATOMIC_RELEASE);
+    return (struct outcome){ DMM_FAULT_RETRY, type == P2M_IMAGE_RO ? DMM_CAUSE_COW_IMAGE : DMM_CAUSE_COW_SHARED, true };
+}
+
+/* Everything but the first touch of a region that has level-1 entries. */
+__attribute__((noinline)) static struct outcome resolve(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access)
+{
+    unsigned level;
+    p2m_entry_t *slot = p2m_leaf(r, gfn, &level), e = p2m_read(slot);
+    enum p2m_type type = s->format->type_of(e, level);
+    switch (type) {
+    case P2M_EMPTY:
+        return first_touch(s, r, gfn, access);
+    case P2M_RW:
+    case P2M_IMAGE_RO:
+    case P2M_ZERO_RO:
+        if (s->format->permits(e, access))
+            return DONE(DMM_CAUSE_SPURIOUS);
+        if (type != P2M_RW && (access & DMM_WRITE))
+            return copy_on_write(s, slot, gfn, type);
+        break;
+    case P2M_HOLE:
+    case P2M_MMIO:
+        return (struct outcome){ DMM_FAULT_HOLE, DMM_CAUSE_HOLE, false };
+    default:
+        break;
+    }
+    return (struct outcome){ DMM_FAULT_DENIED, DMM_CAUSE_HOLE, false };
+}
+
+enum dmm_fault_result dmm_fault(struct dmm_space *s, gfn_t gfn, unsigned access)
+{
+    uint64_t start = __builtin_ia32_rdtsc();
+    struct outcome o = { DMM_FAULT_HOLE, DMM_CAUSE_HOLE, false };
+    dmm_enter();
+    struct region *r = region_of(s, gfn);
+    if (likely(r)) {
+        spin_lock(&r->lock);
+        if (likely(r->l1 && p2m_read(&r->l1[gfn.v % LARGE_PAGES]) == s->empty))
+            o = first_touch(s, r, gfn, access);
+        else
+            o = resolve(s, r, gfn, access);
+        spin_unlock(&r->lock);
+    }
+    dmm_leave();
+    if (unlikely(o.flush))
+        dmm_flush_wait(s);
+    dmm_hist_add(&s->hist[o.cause], __builtin_ia32_rdtsc() - start);
+    return o.result;
+}
+
+/* ---- boot files ------------------------------------------------------------------------------------------------- */
+
+/* True: mapped now, or was. False with *stalled: no table page; else the page holds something else and wants a copy. */
+static bool map_image_page(struct dmm_space *s, struct region *r, gfn_t gfn, mfn_t m, bool *stalled)
+{
+    *stalled = !r->l1 && s->format->type_of(p2m_read(r->l2e), 2) == P2M_EMPTY && !p2m_build_level1(s, r, 0);
+    if (*stalled || !r->l1)
+        return false;
+    p2m_entry_t *slot = &r->l1[gfn.v % LARGE_PAGES], e = p2m_read(slot);
+    if (e != s->empty)
+        return s->format->type_of(e, 1) == P2M_IMAGE_RO && mfn_eq(s->format->mfn_of(e), m);
+    __atomic_fetch_add(&frame_of(m)->refs, 1, __ATOMIC_RELAXED);
+    r->filled_pages++;
+    p2m_transition(s, slot, 1, P2M_EMPTY, P2M_IMAGE_RO, s->format->make_leaf(P2M_IMAGE_RO, m, 1));
+    return true;
+}
+
+enum dmm_fault_result dmm_map_boot_file(struct dmm_space *s, gfn_t first, mfn_t file_mfn, uint64_t pages)
+{
+    enum dmm_fault_result result = DMM_FAULT_RETRY;
+    for (uint64_t n = 0; n < pages && result == DMM_FAULT_RETRY; n++) {
+        uint64_t start = __builtin_ia32_rdtsc();
+        gfn_t gfn = gfn_add(first, n);
+        mfn_t m = mfn_add(file_mfn, n);
+        bool stalled;
+        if (frame_get_type(m) != FRAME_BOOT_FILE)
+            return DMM_FAULT_DENIED;
+        if (!dmm_gfn_is_ram(s, gfn))
+            return DMM_FAULT_HOLE;
+        dmm_enter();
+        struct region *r = region_of(s, gfn);
+        spin_lock(&r->lock);
+        bool mapped = map_image_page(s, r, gfn, m, &stalled);
+        spin_unlock(&r->lock);
+        dmm_leave();
+        if (stalled)
+            result = DMM_FAULT_STALLED;
+        else if (!mapped)
+            result = dmm_write_guest(s, gfn_to_gpa(gfn), mfn_to_hva(m), PAGE_SIZE);
+        if (mapped)
+            dmm_hist_add(&s->hist[DMM_CAUSE_IMAGE_MAP], __builtin_ia32_rdtsc() - start);
+    }
+    return result;
+}
+
+/* ---- large pages -------------------------------------------------------------------------------------------------- */
+
+enum dmm_resize_result dmm_break_large(struct dmm_space *s, gfn_t gfn)
+{
+    enum dmm_resize_result result = DMM_RESIZE_UNSUITABLE;
+    struct region *r = region_of(s, gfn);
+    if (!r)
+        return result;
+    dmm_enter();
+    spin_lock(&r->lock);
+    result = p2m_break(s, r);
+    spin_unlock(&r->lock);
+    dmm_leave();
+    if (result == DMM_RESIZE_OK)
+        dmm_flush_wait(s);
+    return result;
+}
+
+enum dmm_resize_result dmm_reform_large(struct dmm_space *s, gfn_t gfn)
+{
+    enum dmm_resize_result result = DMM_RESIZE_UNSUITABLE;
+    struct region *r = region_of(s, gfn);
+    mfn_t table;
+    if (!r)
+        return result;
+    dmm_enter(); /* to the end: until it is freed, the table is in no place where an audit would look for it */
+    spin_lock(&r->lock);
+    result = p2m_reform(s, r, &table);
+    spin_unlock(&r->lock);
+    if (result == DMM_RESIZE_OK) {
+        dmm_flush_wait(s);
+        frame_free(table, 0);
+    }
+    dmm_leave();
+    return result;
+}
+
+/* ---- waiting --------------------------------------------------------------------------------------------------- */
+
+static struct waitq memory_waitq = WAITQ_INIT(memory_waitq);
+static volatile uint64_t memory_wakes; /* explicit ones: look again, whatever the counters say */
+
+struct memory_wait { struct dmm_space *space; uint64_t wakes; };
+
+static bool memory_came(void *arg)
+{
+    const struct memory_wait *w = arg;
+    return w->wakes != __atomic_load_n(&memory_wakes, __ATOMIC_ACQUIRE) || pool_has_room(w->space);
+}
+
+void dmm_wait_memory(struct dmm_space *s, uint64_t timeout_ns)
+{
+    struct memory_wait w = { s, __atomic_load_n(&memory_wakes, __ATOMIC_ACQUIRE) };
+    __atomic_fetch_add(&frame_waiters, 1, __ATOMIC_SEQ_CST); /* from here on freed frames go where memory_came() sees them */
+    waitq_wait(&memory_waitq, memory_came, &w, timeout_ns);
+    __atomic_fetch_sub(&frame_waiters, 1, __ATOMIC_SEQ_CST);
+}
+
+void dmm_wake_memory_waiters(void)
+{
+    __atomic_fetch_add(&memory_wakes, 1, __ATOMIC_RELEASE);
+    waitq_wake_all(&memory_waitq);
+}
+
+struct moving_wait { struct dmm_space *space; gfn_t gfn; };
+
+static bool moving_done(void *arg)
+{
+    const struct moving_wait *w = arg;
+    struct region *r = region_of(w->space, w->gfn);
+    unsigned level;
+    if (!r)
+        return true;
+    const p2m_entry_t *slot = p2m_leaf(r, w->gfn, &level);
+    enum p2m_type t = w->space->format->type_of(p2m_read(slot), level);
+    return t != P2M_MOVING_IN && t != P2M_MOVING_OUT;
+}
+
+void dmm_wait(struct dmm_space *s, gfn_t gfn, uint64_t timeout_ns)
+{
+    struct moving_wait w = { s, gfn };
+    waitq_wait(&s->moving, moving_done, &w, timeout_ns);
+}

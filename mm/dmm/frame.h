@@ -1,0 +1,152 @@
+/*
+ * Frames, inside DMM: the record of one machine frame, and what the allocator offers beyond include/hv/dmm.h.
+ *
+ * The table is flat and virtual: record n lies at FRAME_TABLE_VA + 16 n, and only the parts behind which there is RAM are
+ * backed. So mfn -> record is one shift and one add, and a machine with a terabyte of hole pays nothing for the hole.
+ */
+#ifndef HV_MM_DMM_FRAME_H
+#define HV_MM_DMM_FRAME_H
+
+#include "core/lock.h"
+#include "include/hv/dmm.h"
+#include "x86/percpu.h"
+
+/*
+ * Who may write a record: the one who took the frame from the allocator until it is published in a p2m entry, afterwards
+ * the holder of the lock of the 2 MiB region of (owner, gfn). `refs` is atomic: FRAME_GUEST counts pins, FRAME_BOOT_FILE the
+ * IMAGE_RO entries that point here. A frame taken as one of 2 MiB has one record, its first (FRAME_LARGE); frame_record()
+ * finds it from any of the 512.
+ */
+struct frame {
+    uint64_t gfn : 40;  /* FRAME_GUEST: where owner has it; GFN_NONE otherwise */
+    uint64_t tag : 24;  /* content tag, for sharing; 0 */
+    uint32_t refs;
+    uint16_t owner;     /* dmm_space.id, 0: the hypervisor */
+    uint8_t type;       /* enum frame_type */
+    uint8_t flags;
+};
+_Static_assert(sizeof(struct frame) == 16, "the budget of design.md: 16 bytes a frame");
+#define FRAME_LARGE 1u
+#define GFN_NONE ((UINT64_C(1) << 40) - 1)
+
+#define TREE_CHILDREN 32u                      /* a tree: 64 MiB */
+#define CHILD_HUGE 0x8000u                     /* in child_free: all 512 are taken as one frame */
+struct frame_child { uint64_t word[LARGE_PAGES / 64]; };  /* bit = 1: free, and in no magazine */
+struct frame_tree {
+    uint16_t child_free[TREE_CHILDREN];        /* bits set in each child that nobody has claimed yet, or CHILD_HUGE */
+    uint32_t free;                             /* their sum: a hint that lets a search skip whole trees */
+} __attribute__((aligned(64)));
+
+#if HV_HOST                                    /* the tests bring their own memory */
+extern uint8_t *host_directmap, *host_frame_va;
+#define DIRECTMAP_VA ((uintptr_t)host_directmap)
+#define FRAME_TABLE_VA ((uintptr_t)host_frame_va)
+#else
+#include "include/abi/boot_info.h"
+#define DIRECTMAP_VA HV_DIRECTMAP_BASE
+#define FRAME_TABLE_VA 0xffffe00000000000
+#endif
+#define FRAME_MAX_MFN (UINT64_C(1) << 34)      /* 64 TiB */
+#define FRAME_CHILD_VA (FRAME_TABLE_VA + FRAME_MAX_MFN * sizeof(struct frame))
+#define FRAME_TREE_VA (FRAME_CHILD_VA + FRAME_MAX_MFN / LARGE_PAGES * sizeof(struct frame_child))
+
+static inline struct frame *frame_of(mfn_t m) { return (struct frame *)FRAME_TABLE_VA + m.v; }
+static inline struct frame_child *child_of(uint64_t child) { return (struct frame_child *)FRAME_CHILD_VA + child; }
+static inline struct frame_tree *tree_of(uint64_t tree) { return (struct frame_tree *)FRAME_TREE_VA + tree; }
+static inline uint16_t *child_free_of(uint64_t child)
+{
+    return &tree_of(child / TREE_CHILDREN)->child_free[child % TREE_CHILDREN];
+}
+/* The record that speaks for `m`. */
+struct frame *frame_record(mfn_t m);
+/* Is there a record at all: did the firmware report RAM here? For numbers that are not known to come from us. */
+bool frame_exists(mfn_t m);
+
+/* ---- per CPU: touched by threads of that CPU only, which do not preempt each other, hence without any lock ------ */
+
+#define MAGAZINE_FRAMES 128u
+#define MAGAZINE_BATCH 64u
+struct magazine { uint64_t count; uint64_t mfn[MAGAZINE_FRAMES]; };
+
+struct frame_cpu {
+    struct magazine dirty, zeroed;
+    int64_t type_count[FRAME_TYPE_COUNT];  /* summed over the CPUs: frames of each type */
+    uint64_t child, tree_slot;             /* where the last refill took from */
+    uint64_t refills, cleared;             /* from bitfields; frames zeroed while somebody waited for them */
+    volatile unsigned inside;              /* depth of dmm_enter() on this CPU */
+    struct frame_cpu *next;
+};
+extern struct frame_cpu *frame_cpus;       /* all of them; only grows */
+
+static inline struct frame_cpu *frame_cpu(void) { return this_cpu()->slot[PERCPU_FRAMES]; }
+
+/*
+ * The audit's gate. Every entry to DMM passes it with one increment and one load; the audit closes it, waits until no CPU is
+ * inside and then sees a system at rest. The increment is a plain one: the audit pays for the ordering instead, with
+ * dmm_cpu_barrier (an interrupt on every other CPU), which core sets when it starts a second CPU.
+ */
+extern volatile bool dmm_gate_closed;
+extern void (*dmm_cpu_barrier)(void);
+void dmm_gate_wait(struct frame_cpu *c);
+static inline void dmm_enter(void)
+{
+    struct frame_cpu *c = frame_cpu();
+    if (c->inside++ == 0) {
+        asm volatile("" ::: "memory");
+        if (unlikely(dmm_gate_closed))
+            dmm_gate_wait(c);
+    }
+}
+static inline void dmm_leave(void)
+{
+    asm volatile("" ::: "memory");
+    frame_cpu()->inside--;
+}
+
+/* ---- allocator internals that the table, the fault path and the audit share -------------------------------------- */
+
+/* One 4 KiB frame off the free lists, its record untouched (still FREE or FREE_ZEROED). With FRAME_ZEROED pre-zeroed ones are
+ * preferred; *zeroed tells. Inside dmm_enter(). */
+mfn_t frame_take(unsigned flags, bool *zeroed);
+/* A pre-zeroed 2 MiB frame from the stock, or INVALID_MFN at once: never clears, never searches. */
+mfn_t frame_take_large_zeroed(void);
+/* A taken frame gets its type and owner (NULL: the hypervisor), and is counted. `pages` is 1 or LARGE_PAGES. */
+void frame_assign(mfn_t m, enum frame_type type, struct dmm_space *owner, uint64_t gfn, uint64_t pages);
+/* frame_alloc() for the fault path: says whether the frame was zeroed beforehand (else it was cleared now, if flags ask). */
+mfn_t frame_alloc_noting(unsigned flags, enum frame_type type, struct dmm_space *owner, uint64_t gfn, bool *prezeroed);
+/* One 2 MiB frame becomes 512 of 4 KiB with the same owner, from gfn upwards; and back (all 512 must be the owner's). */
+void frame_split_large(mfn_t first);
+void frame_join_large(mfn_t first);
+/* What an ordinary request can still get, from the shared lists: a few loads, exact to a magazine. */
+uint64_t frame_available_hint(void);
+/* Could frame_take() with these flags succeed on this CPU? */
+bool frame_can_take(void);
+uint64_t frame_reserve_pages(void);
+/* Gives the bits of [first, first+pages) to the allocator: at boot, and for the loader's memory. */
+void frame_add_free(uint64_t first, uint64_t pages);
+void frame_alloc_init(uint64_t total_pages, const uint32_t *trees, uint64_t tree_count);
+void frame_cpu_setup(struct frame_cpu *c);
+static inline void clear_page(void *page)
+{
+    uint64_t n = PAGE_SIZE / 8;
+    asm volatile("rep stosq" : "+D"(page), "+c"(n) : "a"(0UL) : "memory");
+}
+
+/* dmm_wait_memory() sleepers: > 0 sends freed frames past the magazines, where everybody can see them. */
+extern volatile unsigned frame_waiters;
+
+struct frame_run { uint64_t first, end; };  /* of mfns that have records, ascending, whole 2 MiB */
+extern struct frame_run frame_runs[];
+extern unsigned frame_run_count;
+extern int64_t frame_boot_count[FRAME_TYPE_COUNT];  /* types given at boot */
+
+/* What the allocator's own lists hold, for the audit. */
+struct frame_stock {
+    uint64_t bits, counters, trees, shared_free;     /* should all be equal (bits may exceed by none at rest) */
+    uint64_t zeroed_stock, zeroed_large, magazines_dirty, magazines_zeroed;
+};
+void frame_stock_census(struct frame_stock *out);
+/* Calls cb for each frame that a magazine or a stock of zeroed frames holds. */
+void frame_for_each_cached(void (*cb)(mfn_t m, bool zeroed, uint64_t pages, void *arg), void *arg);
+
+#endif

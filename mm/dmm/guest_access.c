@@ -1,0 +1,170 @@
+/*
+ * Guest memory from the hypervisor: loaders, emulated string I/O, walks of guest page tables, virtual devices.
+ *
+ * Most users want a few bytes once. For them a copy under the region's lock is cheapest and safest: nothing can be taken away meanwhile, no count is
+ * kept, and reading changes nothing (an EMPTY page reads as zero without getting a frame; a boot file's page stays shared). A pin is
+ * for an address that outlives the call. It insists on a private frame, so that neither we nor the guest can have the page
+ * copied to another place under the pin; the count sits in that frame's record.
+ */
+#include "core/log.h"
+#include "lib/string.h"
+#include "mm/dmm/frame.h"
+#include "mm/dmm/p2m.h"
+#include "mm/dmm/space.h"
+
+/* The leaf that speaks for gfn, its region locked; NULL: not RAM, nothing locked. */
+static p2m_entry_t *lock_leaf(struct dmm_space *s, gfn_t gfn, struct region **r, unsigned *level, enum p2m_type *type)
+{
+    *r = region_of(s, gfn);
+    if (!*r)
+        return NULL;
+    spin_lock(&(*r)->lock);
+    p2m_entry_t *slot = p2m_leaf(*r, gfn, level);
+    *type = s->format->type_of(p2m_read(slot), *level);
+    if (*type != P2M_HOLE && *type != P2M_MMIO)
+        return slot;
+    spin_unlock(&(*r)->lock);
+    return NULL;
+}
+
+static uint8_t *leaf_hva(const struct dmm_space *s, p2m_entry_t e, unsigned level, gfn_t gfn)
+{
+    return mfn_to_hva(mfn_add(s->format->mfn_of(e), level == 2 ? gfn.v % LARGE_PAGES : 0));
+}
+
+static bool is_readable(enum p2m_type t) { return t > P2M_TABLE; }
+
+/* ---- pins ------------------------------------------------------------------------------------------------------ */
+
+void *dmm_pin(struct dmm_space *s, gfn_t gfn, bool write, enum dmm_fault_result *why)
+{
+    enum dmm_fault_result ignored;
+    (void)write; /* both make the page private; see above */
+    for (why = why ? why : &ignored;;) {
+        struct region *r;
+        unsigned level;
+        enum p2m_type type;
+        void *hva = NULL;
+        dmm_enter();
+        p2m_entry_t *slot = lock_leaf(s, gfn, &r, &level, &type);
+        if (slot) {
+            if (type == P2M_RW) {
+                mfn_t m = s->format->mfn_of(p2m_read(slot));
+                if (__atomic_fetch_add(&frame_of(m)->refs, 1, __ATOMIC_ACQUIRE) == 0)
+                    __atomic_fetch_add(&s->pinned_pages, level == 2 ? LARGE_PAGES : 1, __ATOMIC_RELAXED);
+                hva = leaf_hva(s, p2m_read(slot), level, gfn);
+            }
+            spin_unlock(&r->lock);
+        }
+        dmm_leave();
+        *why = hva ? DMM_FAULT_RETRY : dmm_fault(s, gfn, DMM_READ | DMM_WRITE);
+        if (hva || *why != DMM_FAULT_RETRY)
+            return hva;
+    }
+}
+
+void dmm_unpin(struct dmm_space *s, gfn_t gfn)
+{
+    struct region *r;
+    unsigned level;
+    enum p2m_type type;
+    dmm_enter();
+    p2m_entry_t *slot = lock_leaf(s, gfn, &r, &level, &type);
+    hv_assert(slot && type == P2M_RW);
+    struct frame *f = frame_of(s->format->mfn_of(p2m_read(slot)));
+    hv_assert(f->refs > 0);
+    if (__atomic_fetch_sub(&f->refs, 1, __ATOMIC_RELEASE) == 1)
+        __atomic_fetch_sub(&s->pinned_pages, level == 2 ? LARGE_PAGES : 1, __ATOMIC_RELAXED);
+    spin_unlock(&r->lock);
+    dmm_leave();
+}
+
+/* ---- copies ---------------------------------------------------------------------------------------------------- */
+
+enum copy { COPY_READ, COPY_WRITE, COPY_ZERO };
+
+/* [offset, offset+len) of one page. */
+static enum dmm_fault_result copy_in_page(struct dmm_space *s, gfn_t gfn, unsigned offset, void *buf, size_t len, enum copy what)
+{
+    for (;;) {
+        struct region *r;
+        unsigned level;
+        enum p2m_type type;
+        bool done = true;
+        dmm_enter();
+        p2m_entry_t *slot = lock_leaf(s, gfn, &r, &level, &type);
+        if (slot) {
+            bool reads_as_zero = type == P2M_EMPTY || type == P2M_ZERO_RO;
+            uint8_t *at = is_readable(type) ? leaf_hva(s, p2m_read(slot), level, gfn) + offset : NULL;
+            if (what == COPY_READ && reads_as_zero)
+                memset(buf, 0, len);
+            else if (what == COPY_READ && at)
+                memcpy(buf, at, len);
+            else if (what == COPY_WRITE && type == P2M_RW)
+                memcpy(at, buf, len);
+            else if (what == COPY_ZERO && type == P2M_RW)
+                memset(at, 0, len);
+            else
+                done = what == COPY_ZERO && reads_as_zero;
+            spin_unlock(&r->lock);
+        }
+        dmm_leave();
+        if (!slot)
+            return DMM_FAULT_HOLE;
+        if (done)
+            return DMM_FAULT_RETRY;
+        enum dmm_fault_result result = dmm_fault(s, gfn, what == COPY_READ ? DMM_READ : DMM_READ | DMM_WRITE);
+        if (result != DMM_FAULT_RETRY)
+            return result;
+    }
+}
+
+static enum dmm_fault_result copy_guest(struct dmm_space *s, uint64_t gpa, void *buf, size_t len, enum copy what)
+{
+    if (len && gpa + (len - 1) < gpa)
+        return DMM_FAULT_HOLE;
+    while (len) {
+        unsigned offset = gpa % PAGE_SIZE;
+        size_t part = MIN(len, PAGE_SIZE - offset);
+        enum dmm_fault_result result = copy_in_page(s, gpa_to_gfn(gpa), offset, buf, part, what);
+        if (result != DMM_FAULT_RETRY)
+            return result;
+        gpa += part;
+        len -= part;
+        buf = buf ? (uint8_t *)buf + part : NULL;
+    }
+    return DMM_FAULT_RETRY;
+}
+
+enum dmm_fault_result dmm_read_guest(struct dmm_space *s, uint64_t gpa, void *buf, size_t len)
+{
+    return copy_guest(s, gpa, buf, len, COPY_READ);
+}
+
+enum dmm_fault_result dmm_write_guest(struct dmm_space *s, uint64_t gpa, const void *buf, size_t len)
+{
+    return copy_guest(s, gpa, (void *)(uintptr_t)buf, len, COPY_WRITE);
+}
+
+enum dmm_fault_result dmm_zero_guest(struct dmm_space *s, uint64_t gpa, size_t len)
+{
+    return copy_guest(s, gpa, NULL, len, COPY_ZERO);
+}
+
+bool dmm_peek_u64(struct dmm_space *s, uint64_t gpa, uint64_t *out)
+{
+    struct region *r;
+    unsigned level;
+    enum p2m_type type;
+    bool ok = false;
+    dmm_enter();
+    p2m_entry_t *slot = lock_leaf(s, gpa_to_gfn(gpa), &r, &level, &type);
+    if (slot) {
+        if ((ok = type == P2M_EMPTY || is_readable(type)))
+            *out = type == P2M_EMPTY ? 0 : __atomic_load_n((const uint64_t *)(leaf_hva(s, p2m_read(slot), level, gpa_to_gfn(gpa)) +
+                                                                             gpa % PAGE_SIZE), __ATOMIC_RELAXED);
+        spin_unlock(&r->lock);
+    }
+    dmm_leave();
+    return ok;
+}

@@ -1,0 +1,99 @@
+/*
+ * One VM's pseudo-physical memory, inside DMM: its nested table, its pool, its counters.
+ *
+ * Per 2 MiB of guest memory there is a struct region: the lock under which everything in it changes, and where its entries are. A
+ * fault so reaches its entry with one index instead of a four-level walk, and faults in different regions meet in no lock and no cache
+ * line. 64 bytes for each 2 MiB is 0.003 % of the guest.
+ */
+#ifndef HV_MM_DMM_SPACE_H
+#define HV_MM_DMM_SPACE_H
+
+#include "core/lock.h"
+#include "core/thread.h"
+#include "include/hv/dmm.h"
+#include "include/hv/dmm_policy.h"
+#include "include/hv/p2m.h"
+#include "mm/dmm/hist.h"
+
+#define DMM_MAX_SPACES 1024u
+#define DMM_NAME_MAX 48
+
+struct region {
+    struct spinlock lock;   /* LOCK_RANK_P2M */
+    p2m_entry_t *l2e;       /* its level-2 entry; NULL: no RAM here */
+    p2m_entry_t *l1;        /* 512 level-1 entries, or NULL: the level-2 entry speaks for all */
+    p2m_entry_t detached;   /* what the level-2 entry was, while the space is being destroyed */
+    uint16_t ram_pages;     /* declared as RAM */
+    uint16_t filled_pages;  /* of which not EMPTY */
+} __attribute__((aligned(64)));
+_Static_assert(sizeof(struct region) == 64, "a cache line each");
+
+struct dmm_space {
+    /* constant after creation */
+    const struct p2m_format *format;
+    p2m_entry_t empty, rw_4k; /* make_nonpresent(P2M_EMPTY, 0); make_leaf(P2M_RW, 0, 1), to which a frame is just added */
+    struct region *regions;
+    uint64_t region_count, heap_bytes;
+    uint16_t id;
+    uint32_t vm_id;
+    uint64_t pages, min_pages, max_pages, weight;
+    const struct dmm_space_ops *ops;
+    void *owner;
+    mfn_t root;
+    char name[DMM_NAME_MAX];
+
+    /* atomic */
+    uint64_t flush_generation __attribute__((aligned(64)));
+    uint64_t charged;         /* private frames, those being faulted in included */
+    uint64_t frames[FRAME_TYPE_COUNT];  /* by type, owned by this space */
+    uint64_t entries[P2M_TYPE_COUNT];   /* pages by state; EMPTY and HOLE are not counted, they are the rest */
+    uint64_t large_pages, pinned_pages, ram_pages;
+    uint64_t flushes;
+
+    /* the pattern of first touches; races between vCPUs only blur a hint */
+    uint64_t last_gfn, streak;
+    int64_t stride;
+
+    struct dmm_hist hist[DMM_CAUSE_COUNT];
+    struct waitq moving;      /* dmm_wait() */
+};
+
+static inline struct region *region_of(const struct dmm_space *s, gfn_t gfn)
+{
+    uint64_t n = gfn.v / LARGE_PAGES;
+    if (unlikely(n >= s->region_count))
+        return NULL;
+    struct region *r = &s->regions[n];
+    return likely(r->l2e) ? r : NULL;
+}
+
+extern struct dmm_space *dmm_spaces[DMM_MAX_SPACES + 1]; /* by id; [0] is the hypervisor and stays NULL */
+static inline struct dmm_space *space_of_id(uint16_t id) { return dmm_spaces[id]; }
+extern mfn_t dmm_zero_mfn; /* the one frame behind every ZERO_RO entry */
+
+/* Has every CPU that may hold an old translation of this space forget it. p2m_transition() has bumped the generation; no region lock is held
+ * now; on return no CPU can use what was removed, and only then the frame behind it is given away. */
+void dmm_flush_wait(struct dmm_space *s);
+
+/* ---- pool.c --------------------------------------------------------------------------------------------- */
+
+/* May the space have `pages` more private frames? Charges them if so. False: its maximum is reached, or what is free is promised to
+ * other spaces' minima. */
+bool pool_charge(struct dmm_space *s, uint64_t pages);
+void pool_uncharge(struct dmm_space *s, uint64_t pages);
+bool pool_has_room(struct dmm_space *s);
+/* Promises min_pages to a new space / takes the promise back. */
+bool pool_admit(struct dmm_space *s);
+void pool_dismiss(struct dmm_space *s);
+uint64_t pool_promised_pages(void);  /* minima not yet drawn, over all spaces */
+/* Gives the space its id and lists it; false: too many. */
+bool pool_list_add(struct dmm_space *s);
+void pool_list_remove(struct dmm_space *s);
+
+/* ---- policy.c -------------------------------------------------------------------------------------------- */
+
+/* What to map for this first touch: the first enabled policy with the hook answers; without any, the page alone. */
+void policy_plan_populate(struct dmm_space *s, gfn_t gfn, unsigned access, const struct region *r,
+                          struct dmm_populate_plan *plan);
+
+#endif

@@ -30,6 +30,7 @@ enum {
 #define LSR_DATA 0x01
 #define LSR_OVERRUN 0x02
 #define LSR_THR_EMPTY 0x20
+#define LSR_ALL_SENT 0x40
 
 #define FIFO_BYTES 16
 #define RING_BYTES 16384u /* power of two */
@@ -59,11 +60,18 @@ static void set_baud(uint16_t base, unsigned baud)
     out8(base + UART_LCR, LCR_8N1);
 }
 
+static void wait_all_sent(uint16_t base)
+{
+    for (uint64_t waited = 0; !(in8(base + UART_LSR) & LSR_ALL_SENT) && waited < STALL_NS; waited += POLL_NS)
+        tsc_delay_ns(POLL_NS);
+}
+
 /* An absent port reads all ones or whatever floats; a real one gives back what its loop carries. */
 static bool probe(uint16_t base)
 {
     if (in8(base + UART_LSR) == 0xff)
         return false;
+    wait_all_sent(base); /* clearing the FIFO would eat the loader's last words */
     out8(base + UART_IER, 0);
     set_baud(base, 115200);
     out8(base + UART_FCR, FCR_ENABLE_CLEAR_TRIGGER8);
@@ -78,24 +86,6 @@ static bool probe(uint16_t base)
     }
     out8(base + UART_MCR, MCR_DTR_RTS_OUT2);
     return true;
-}
-
-bool uart_init(unsigned baud)
-{
-    static const struct { uint16_t port; uint8_t irq; } candidates[] = {{0x3f8, 4}, {0x2f8, 3}, {0x3e8, 4}, {0x2e8, 3}};
-    uint64_t flags = spin_lock_irqsave(&lock);
-    for (unsigned i = 0; !port && i < ARRAY_SIZE(candidates); i++)
-        if (probe(candidates[i].port)) {
-            port = candidates[i].port;
-            isa_irq = candidates[i].irq;
-            current_baud = 115200;
-        }
-    if (port && baud && baud <= 115200 && 115200 % baud == 0 && baud != current_baud) {
-        current_baud = baud;
-        set_baud(port, baud);
-    }
-    spin_unlock_irqrestore(&lock, flags);
-    return port;
 }
 
 static bool thr_empty(void) { return in8(port + UART_LSR) & LSR_THR_EMPTY; }
@@ -136,6 +126,26 @@ static void drain_polled(void)
 {
     while (head != tail && wait_thr_empty())
         fill_fifo();
+}
+
+bool uart_init(unsigned baud)
+{
+    static const struct { uint16_t port; uint8_t irq; } candidates[] = {{0x3f8, 4}, {0x2f8, 3}, {0x3e8, 4}, {0x2e8, 3}};
+    uint64_t flags = spin_lock_irqsave(&lock);
+    for (unsigned i = 0; !port && i < ARRAY_SIZE(candidates); i++)
+        if (probe(candidates[i].port)) {
+            port = candidates[i].port;
+            isa_irq = candidates[i].irq;
+            current_baud = 115200;
+        }
+    if (port && baud && baud <= 115200 && 115200 % baud == 0 && baud != current_baud) {
+        current_baud = baud;
+        drain_polled();
+        wait_all_sent(port);
+        set_baud(port, baud);
+    }
+    spin_unlock_irqrestore(&lock, flags);
+    return port;
 }
 
 void uart_write(const char *s, size_t len)

@@ -126,6 +126,12 @@ void lapic_init_this(void)
     this_cpu()->apic_id = lapic_id();
 }
 
+void lapic_set_nmi_input(unsigned lint, bool active_low, bool level)
+{
+    reg_write(lint ? LAPIC_LVT_LINT1 : LAPIC_LVT_LINT0,
+              (uint32_t)(APIC_DM_NMI | (active_low ? LVT_ACTIVE_LOW : 0) | (level ? LVT_LEVEL : 0)));
+}
+
 bool lapic_init(volatile void *window)
 {
     if (!cpu_has(CPUID_APIC))

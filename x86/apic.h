@@ -11,6 +11,8 @@ uint64_t lapic_window_hpa(void);
 bool lapic_init(volatile void *window);
 /* LVT set-up on a further CPU, after lapic_init() on the first. */
 void lapic_init_this(void);
+/* Which of the two inputs carries NMI, where the MADT says other than LINT1, edge, active high. This CPU. */
+void lapic_set_nmi_input(unsigned lint, bool active_low, bool level);
 bool lapic_is_x2apic(void);
 uint32_t lapic_id(void);
 void lapic_eoi(void);

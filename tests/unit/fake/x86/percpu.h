@@ -1,0 +1,11 @@
+/* Per-CPU data for host tests: a host thread is a CPU. */
+#ifndef HV_X86_PERCPU_H
+#define HV_X86_PERCPU_H
+#include "include/hv/types.h"
+#define MAX_PCPUS 256
+enum percpu_slot { PERCPU_SCHED, PERCPU_TIMER, PERCPU_FRAMES, PERCPU_HVM, PERCPU_FPU, PERCPU_MM, PERCPU_STATS, PERCPU_SLOT_COUNT };
+struct percpu { unsigned id; void *slot[PERCPU_SLOT_COUNT]; };
+extern _Thread_local struct percpu host_percpu;
+static inline struct percpu *this_cpu(void) { return &host_percpu; }
+static inline unsigned cpu_id(void) { return host_percpu.id; }
+#endif

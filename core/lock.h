@@ -20,8 +20,10 @@ enum lock_rank { /* taken in ascending order */
     LOCK_RANK_POOL,        /* mm/dmm: pool list */
     LOCK_RANK_P2M,         /* mm/dmm: one 2 MiB region of one space */
     LOCK_RANK_SHARE,       /* mm/dmm: shared frames */
+    LOCK_RANK_SLAB,        /* mm: slab classes */
+    LOCK_RANK_VMAP,        /* mm: map of the virtual region */
+    LOCK_RANK_HOSTMAP,     /* mm: our page tables (their pages come from the frame allocator) */
     LOCK_RANK_FRAME,       /* mm/dmm: frame allocator slow path */
-    LOCK_RANK_SLAB,        /* mm: slab, vmap */
     LOCK_RANK_WAITQ,       /* core: wait queues */
     LOCK_RANK_SCHED,       /* core: run queues */
     LOCK_RANK_TIMER,       /* core: timer queues */

@@ -26,7 +26,7 @@
 #define WEAK __attribute__((weak))
 
 uint8_t *host_directmap, *host_frame_va;
-_Thread_local WEAK struct percpu host_percpu;
+_Thread_local struct percpu host_percpu;
 struct boot_info host_boot_info;
 jmp_buf *host_panic_jmp;
 char host_panic_text[256];

@@ -6,6 +6,12 @@
 enum percpu_slot { PERCPU_SCHED, PERCPU_TIMER, PERCPU_FRAMES, PERCPU_HVM, PERCPU_FPU, PERCPU_MM, PERCPU_STATS, PERCPU_SLOT_COUNT };
 struct percpu { unsigned id; void *slot[PERCPU_SLOT_COUNT]; };
 extern _Thread_local struct percpu host_percpu;
-static inline struct percpu *this_cpu(void) { return &host_percpu; }
+/* As on the machine, the compiler is not to reason about the address (with gcc 12, UBSan's check of it against NULL misfires otherwise). */
+static inline struct percpu *this_cpu(void)
+{
+    struct percpu *p = &host_percpu;
+    asm volatile("" : "+r"(p));
+    return p;
+}
 static inline unsigned cpu_id(void) { return host_percpu.id; }
 #endif

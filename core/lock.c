@@ -1,0 +1,111 @@
+/*
+ * Ticket spinlocks: fair, so that no CPU starves, and 4 bytes. The rank check keeps, per CPU, the locks held in order of
+ * acquisition; since ranks must ascend, the last one is the highest, and one comparison per acquisition finds every possible
+ * deadlock by order on its first occurrence, not only when two CPUs meet. Locks may be released in any order.
+ */
+#include "core/lock.h"
+#include "core/log.h"
+#include "x86/cpu.h"
+#include "x86/percpu.h"
+
+void spin_init(struct spinlock *l, enum lock_rank rank, const char *name)
+{
+    *l = (struct spinlock)SPINLOCK_INIT(rank, name);
+}
+
+#if HV_DEBUG
+static void check_rank(const struct spinlock *l, const void *pc)
+{
+    struct percpu *cpu = this_cpu();
+    if (cpu->held_count && cpu->held_ranks[cpu->held_count - 1] >= l->rank) {
+        const struct spinlock *held = cpu->held_locks[cpu->held_count - 1];
+        panic("lock order: %s (rank %u) wanted at %p while %s (rank %u, taken at %p) is held", l->name, l->rank, pc,
+              held->name, held->rank, held->holder_pc);
+    }
+    hv_assert(cpu->held_count < PERCPU_MAX_HELD);
+}
+
+static void note_taken(struct spinlock *l, const void *pc)
+{
+    struct percpu *cpu = this_cpu();
+    l->holder_cpu = (uint8_t)cpu->id;
+    l->holder_pc = pc;
+    cpu->held_ranks[cpu->held_count] = l->rank;
+    cpu->held_locks[cpu->held_count++] = l;
+}
+
+static void note_released(struct spinlock *l)
+{
+    struct percpu *cpu = this_cpu();
+    unsigned i = cpu->held_count;
+    while (i && cpu->held_locks[i - 1] != l)
+        i--;
+    if (!i)
+        panic("lock %s released at %p by a CPU that does not hold it", l->name, __builtin_return_address(0));
+    for (cpu->held_count--; i <= cpu->held_count; i++) {
+        cpu->held_locks[i - 1] = cpu->held_locks[i];
+        cpu->held_ranks[i - 1] = cpu->held_ranks[i];
+    }
+}
+
+void assert_no_locks_held(const char *where)
+{
+    const struct percpu *cpu = this_cpu();
+    if (cpu->held_count) {
+        const struct spinlock *held = cpu->held_locks[cpu->held_count - 1];
+        panic("%s with lock %s (taken at %p) held", where, held->name, held->holder_pc);
+    }
+}
+#else
+static void check_rank(const struct spinlock *l UNUSED, const void *pc UNUSED) {}
+static void note_taken(struct spinlock *l UNUSED, const void *pc UNUSED) {}
+static void note_released(struct spinlock *l UNUSED) {}
+void assert_no_locks_held(const char *where UNUSED) {}
+#endif
+
+static void acquire(struct spinlock *l, const void *pc)
+{
+    check_rank(l, pc);
+    uint16_t ticket = __atomic_fetch_add(&l->next, 1, __ATOMIC_RELAXED);
+    while (__atomic_load_n(&l->owner, __ATOMIC_ACQUIRE) != ticket)
+        cpu_pause();
+    note_taken(l, pc);
+}
+
+void spin_lock(struct spinlock *l)
+{
+    acquire(l, __builtin_return_address(0));
+}
+
+bool spin_trylock(struct spinlock *l)
+{
+    uint16_t owner = __atomic_load_n(&l->owner, __ATOMIC_RELAXED), expected = owner;
+    if (!__atomic_compare_exchange_n(&l->next, &expected, (uint16_t)(owner + 1), false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+        return false;
+    note_taken(l, __builtin_return_address(0));
+    return true;
+}
+
+void spin_unlock(struct spinlock *l)
+{
+    note_released(l);
+    __atomic_store_n(&l->owner, (uint16_t)(l->owner + 1), __ATOMIC_RELEASE);
+}
+
+uint64_t spin_lock_irqsave(struct spinlock *l)
+{
+    uint64_t flags = irq_save();
+    acquire(l, __builtin_return_address(0));
+    return flags;
+}
+
+void spin_unlock_irqrestore(struct spinlock *l, uint64_t flags)
+{
+    spin_unlock(l);
+    irq_restore(flags);
+}
+
+bool spin_is_held(const struct spinlock *l)
+{
+    return __atomic_load_n(&l->owner, __ATOMIC_RELAXED) != __atomic_load_n(&l->next, __ATOMIC_RELAXED);
+}

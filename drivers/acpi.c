@@ -29,14 +29,14 @@ static uint64_t readable_bytes(uint64_t hpa, uint32_t wanted)
     return end - hpa;
 }
 
-/* `len` bytes there as memory, or NULL. RAM is in the direct map; memory that firmware merely reserved may not be. */
+/* `len` bytes there as memory, or NULL. RAM is in the direct map (mm/hostmap.c); what firmware keeps is not. */
 static const void *map_bytes(uint64_t hpa, uint64_t len)
 {
-    const uint32_t ram = 1u << BOOT_MEM_USABLE | 1u << BOOT_MEM_LOADER | 1u << BOOT_MEM_ACPI_RECLAIM | 1u << BOOT_MEM_ACPI_NVS |
-                         1u << BOOT_MEM_RUNTIME;
+    const uint32_t ram = 1u << BOOT_MEM_USABLE | 1u << BOOT_MEM_LOADER | 1u << BOOT_MEM_ACPI_RECLAIM | 1u << BOOT_MEM_ACPI_NVS;
+    const uint32_t firmware = ram | 1u << BOOT_MEM_RUNTIME | 1u << BOOT_MEM_RESERVED;
     if (readable_bytes(hpa, ram) >= len)
         return (const void *)(HV_DIRECTMAP_BASE + hpa);
-    if (readable_bytes(hpa, ram | 1u << BOOT_MEM_RESERVED) >= len)
+    if (readable_bytes(hpa, firmware) >= len)
         return map_mmio(hpa, len);
     return NULL;
 }

@@ -8,6 +8,7 @@
 #include "core/panic.h"
 #include "drivers/acpi.h"
 #include "drivers/clocks.h"
+#include "drivers/fbcon.h"
 #include "drivers/ioapic.h"
 #include "drivers/power.h"
 #include "drivers/uart.h"
@@ -23,11 +24,21 @@
 
 #define IST_STACK_BYTES 8192
 
-void drivers_init_early(const struct boot_info *bi UNUSED)
+void drivers_init_early(const struct boot_info *bi)
 {
     tsc_mark_boot();
     if (uart_init(115200))
         panic_add_output(uart_write_polled);
+    /* The loader's tables map the first 4 GiB. */
+    bool reachable = bi->fb.hpa + (uint64_t)bi->fb.pitch * bi->fb.height <= GIB(4);
+    if (fbcon_init(&bi->fb, reachable ? (void *)(HV_DIRECTMAP_BASE + bi->fb.hpa) : NULL))
+        panic_add_output(fbcon_write);
+}
+
+void drivers_console_write(const char *s, size_t len)
+{
+    uart_write(s, len);
+    fbcon_write(s, len);
 }
 
 void drivers_set_baud(unsigned baud) { uart_init(baud); }
@@ -102,6 +113,7 @@ static void init_serial_irq(void)
 
 void drivers_init(const struct boot_info *bi)
 {
+    fbcon_remap(map_mmio);
     guard_interrupt_stacks();
     init_lapic();
     acpi_init(bi);

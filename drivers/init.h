@@ -15,12 +15,16 @@
 #ifndef HV_DRIVERS_INIT_H
 #define HV_DRIVERS_INIT_H
 
+#include "include/hv/types.h"
+
 struct boot_info;
 
 /* Before memory management; interrupts off. */
 void drivers_init_early(const struct boot_info *bi);
 /* After hostmap_init(); interrupts off. */
 void drivers_init(const struct boot_info *bi);
+/* Console output: serial port and screen. Any context; nothing is translated. */
+void drivers_console_write(const char *s, size_t len);
 /* Switches to this baud rate, from the configuration. */
 void drivers_set_baud(unsigned baud);
 

@@ -33,6 +33,7 @@ void drivers_init_early(const struct boot_info *bi)
     bool reachable = bi->fb.hpa + (uint64_t)bi->fb.pitch * bi->fb.height <= GIB(4);
     if (fbcon_init(&bi->fb, reachable ? (void *)(HV_DIRECTMAP_BASE + bi->fb.hpa) : NULL))
         panic_add_output(fbcon_write);
+    console_set_sink(drivers_console_write);
 }
 
 void drivers_console_write(const char *s, size_t len)

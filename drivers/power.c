@@ -4,7 +4,6 @@
  * The registers are mapped at boot, so that nothing is allocated at the end.
  */
 #include "drivers/power.h"
-#include "core/console.h"
 #include "core/log.h"
 #include "drivers/acpi.h"
 #include "drivers/uart.h"
@@ -94,9 +93,3 @@ void power_off(void)
     for (;;)
         hlt();
 }
-
-static enum cmd_result cmd_reboot(struct cmd_ctx *c) { return c->argc == 1 ? (power_reboot(), CMD_OK) : CMD_USAGE; }
-static enum cmd_result cmd_poweroff(struct cmd_ctx *c) { return c->argc == 1 ? (power_off(), CMD_OK) : CMD_USAGE; }
-
-CONSOLE_COMMAND(reboot, cmd_reboot, "reboot", "resets the machine at once; running VMs are lost");
-CONSOLE_COMMAND(poweroff, cmd_poweroff, "poweroff", "switches the machine off at once; running VMs are lost");

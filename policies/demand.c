@@ -21,7 +21,7 @@ static struct dmm_policy_param params[PARAM_COUNT] = {
 };
 
 /* One count per decision. Written by any CPU without a lock: a lost count is not worth a locked operation per fault. */
-static struct { uint64_t large, sequential, single, zero, around_pages; } decisions;
+static struct { uint64_t large, sequential, zero, around_pages; } decisions;
 
 static uint64_t param(unsigned which) { return __atomic_load_n(&params[which].value, __ATOMIC_RELAXED); }
 
@@ -40,10 +40,8 @@ static void plan_populate(struct dmm_policy *p, const struct dmm_touch *t, struc
         return;
     }
     bool sequential = t->stride == 1 || t->stride == -1;
-    if (!sequential || t->streak == 0 || t->free_pages < 2 * t->reserve_pages) {
-        decisions.single++;
+    if (!sequential || t->streak == 0 || t->free_pages < 2 * t->reserve_pages)
         return;
-    }
     uint64_t window = MIN(param(AROUND_MAX), UINT64_C(1) << MIN(t->streak, 9));
     if (t->stride == 1)
         out->around_after = (unsigned)window;
@@ -58,14 +56,22 @@ static void show(struct dmm_policy *p, void (*kv)(const char *key, uint64_t valu
     (void)p;
     kv("planned_2m", decisions.large, arg);
     kv("planned_sequential", decisions.sequential, arg);
-    kv("planned_single", decisions.single, arg);
     kv("planned_zero_page", decisions.zero, arg);
     kv("planned_around_pages", decisions.around_pages, arg);
 }
 
+static void changed(struct dmm_policy *p)
+{
+    p->populate_ask = DMM_ASK_STREAK | (param(ZERO_READ) ? DMM_ASK_READ : 0);
+}
+
 static struct dmm_policy demand = {
     .name = "demand", .help = "maps guest memory at first touch", .enabled = true, .can_disable = false,
-    .params = params, .param_count = PARAM_COUNT, .plan_populate = plan_populate, .show = show,
+    .params = params, .param_count = PARAM_COUNT, .plan_populate = plan_populate, .show = show, .changed = changed,
 };
 
-void demand_policy_init(void) { dmm_policy_register(&demand); }
+void demand_policy_init(void)
+{
+    changed(&demand);
+    dmm_policy_register(&demand);
+}

@@ -30,6 +30,14 @@ struct dmm_populate_plan {
     bool zero_page;            /* a read: map the shared zero page and no frame at all (4K only) */
 };
 
+/* When a populate policy wants to be asked; else the page alone is mapped, without the cost of asking. The first touch of a
+ * region is asked about always. */
+enum dmm_populate_ask {
+    DMM_ASK_STREAK = 1,  /* streak > 0 */
+    DMM_ASK_READ = 2,    /* no write */
+    DMM_ASK_ALWAYS = 4,
+};
+
 struct dmm_policy_param { const char *name, *help; uint64_t value, min, max; };
 
 struct dmm_policy {
@@ -39,6 +47,7 @@ struct dmm_policy {
     struct dmm_policy_param *params;
     unsigned param_count;
     /* Hooks, each optional. Called in the fault path: no blocking, no allocation, no locks. */
+    unsigned populate_ask;     /* mask of enum dmm_populate_ask; read again after changed() */
     void (*plan_populate)(struct dmm_policy *p, const struct dmm_touch *t, struct dmm_populate_plan *out);
     /* Prints counters and last decisions (`policy show`), as key/values. */
     void (*show)(struct dmm_policy *p, void (*kv)(const char *key, uint64_t value, void *arg), void *arg);

@@ -58,18 +58,18 @@ static void equal(struct audit *a, uint64_t x, uint64_t y, const char *whose, co
 void dmm_gate_wait(struct frame_cpu *c)
 {
     while (dmm_gate_closed) {
-        c->inside = 0;
+        c->inside = false;
         cpu_pause();
         if (dmm_gate_closed)
             continue;
-        c->inside = 1;
+        c->inside = true;
         asm volatile("mfence" ::: "memory");
     }
 }
 
 static void close_gate(void)
 {
-    hv_assert(frame_cpu()->inside == 0);
+    hv_assert(!frame_cpu()->inside);
     __atomic_store_n(&dmm_gate_closed, true, __ATOMIC_SEQ_CST);
     if (dmm_cpu_barrier)
         dmm_cpu_barrier();
@@ -276,7 +276,7 @@ unsigned dmm_audit(void (*report)(const char *line, void *arg), void *arg)
         promised += s->min_pages > s->charged ? s->min_pages - s->charged : 0;
     }
     check_frames(&a);
-    equal(&a, promised, pool_promised_pages(), "pools", "the sum of minima not drawn", "what is promised");
+    equal(&a, promised, pool_promised, "pools", "the sum of minima not drawn", "what is promised");
     const uint64_t *zero = mfn_to_hva(dmm_zero_mfn);
     for (unsigned n = 0; n < PAGE_SIZE / 8; n++)
         if (zero[n]) {

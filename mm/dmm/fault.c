@@ -88,34 +88,55 @@ static bool fill_large(struct dmm_space *s, struct region *r, uint64_t gfn)
     return true;
 }
 
-static struct outcome first_touch(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access)
+/* Maps the page, and what the plan says. The entry is EMPTY, the region has level-1 entries. */
+static inline __attribute__((always_inline)) struct outcome touch_page(struct dmm_space *s, struct region *r, uint64_t gfn,
+                                                                       unsigned access, const struct dmm_populate_plan *plan)
 {
-    struct dmm_populate_plan plan = { .size = DMM_POPULATE_4K };
-    bool prezeroed = true;
-
-    policy_plan_populate(s, gfn, access, r, &plan);
-    if (unlikely(plan.size == DMM_POPULATE_2M) && fill_large(s, r, gfn.v)) {
-        s->last_gfn = gfn.v | (LARGE_PAGES - 1);
-        return DONE(DMM_CAUSE_FIRST_TOUCH_2M);
-    }
-    if (unlikely(!r->l1) && !p2m_build_level1(s, r, 0))
-        return STALLED;
-    p2m_entry_t *slot = &r->l1[gfn.v % LARGE_PAGES];
-    if (unlikely(plan.zero_page) && !(access & DMM_WRITE)) {
+    p2m_entry_t *slot = &r->l1[gfn % LARGE_PAGES];
+    bool prezeroed;
+    if (plan && plan->zero_page && !(access & DMM_WRITE)) {
         r->filled_pages++;
         p2m_transition(s, slot, 1, P2M_EMPTY, P2M_ZERO_RO, s->format->make_leaf(P2M_ZERO_RO, dmm_zero_mfn, 1));
         return DONE(DMM_CAUSE_ZERO_READ);
     }
-    if (unlikely(!fill_page(s, r, slot, gfn.v, &prezeroed)))
+    if (unlikely(!fill_page(s, r, slot, gfn, &prezeroed)))
         return STALLED;
-    s->last_gfn = gfn.v;
-    if (plan.around_after | plan.around_before) {
+    s->last_gfn = gfn;
+    if (plan && (plan->around_after | plan->around_before)) {
         unsigned may_clear = AROUND_CLEAR_MAX;
-        uint64_t after = fill_around(s, r, gfn.v, 1, plan.around_after, &may_clear);
-        uint64_t before = fill_around(s, r, gfn.v, -1, plan.around_before, &may_clear);
-        s->last_gfn = plan.around_after >= plan.around_before ? after : before;
+        uint64_t after = fill_around(s, r, gfn, 1, plan->around_after, &may_clear);
+        uint64_t before = fill_around(s, r, gfn, -1, plan->around_before, &may_clear);
+        s->last_gfn = plan->around_after >= plan->around_before ? after : before;
     }
     return DONE(prezeroed ? DMM_CAUSE_FIRST_TOUCH_4K : DMM_CAUSE_FIRST_TOUCH_4K_CLEARED);
+}
+
+/* The policy has an opinion, or the region no level-1 entries yet. */
+__attribute__((noinline)) static struct outcome touch_as_planned(struct dmm_space *s, struct region *r, uint64_t gfn, unsigned access)
+{
+    struct dmm_populate_plan plan = { .size = DMM_POPULATE_4K };
+    policy_plan_populate(s, gfn_of(gfn), access, r, &plan);
+    if (plan.size == DMM_POPULATE_2M && fill_large(s, r, gfn)) {
+        s->last_gfn = gfn | (LARGE_PAGES - 1);
+        return DONE(DMM_CAUSE_FIRST_TOUCH_2M);
+    }
+    if (!r->l1 && !p2m_build_level1(s, r, 0))
+        return STALLED;
+    return touch_page(s, r, gfn, access, &plan);
+}
+
+/* The entry that speaks for gfn is EMPTY. */
+static inline __attribute__((always_inline)) struct outcome first_touch(struct dmm_space *s, struct region *r, uint64_t gfn,
+                                                                        unsigned access)
+{
+    int64_t stride = (int64_t)(gfn - s->last_gfn);
+    s->streak = stride == s->stride ? s->streak + 1 : 0;
+    s->stride = stride;
+    unsigned asks = populate_asks;
+    if (unlikely((asks & DMM_ASK_STREAK && s->streak) || (asks & DMM_ASK_READ && !(access & DMM_WRITE)) ||
+                 !r->filled_pages || asks & DMM_ASK_ALWAYS))
+        return touch_as_planned(s, r, gfn, access);
+    return touch_page(s, r, gfn, access, NULL);
 }
 
 static inline void copy_page(void *to, const void *from)
@@ -152,7 +173,7 @@ __attribute__((noinline)) static struct outcome resolve(struct dmm_space *s, str
     enum p2m_type type = s->format->type_of(e, level);
     switch (type) {
     case P2M_EMPTY:
-        return first_touch(s, r, gfn, access);
+        return first_touch(s, r, gfn.v, access);
     case P2M_RW:
     case P2M_IMAGE_RO:
     case P2M_ZERO_RO:
@@ -174,17 +195,17 @@ enum dmm_fault_result dmm_fault(struct dmm_space *s, gfn_t gfn, unsigned access)
 {
     uint64_t start = __builtin_ia32_rdtsc();
     struct outcome o = { DMM_FAULT_HOLE, DMM_CAUSE_HOLE, false };
-    dmm_enter();
+    bool outermost = dmm_enter();
     struct region *r = region_of(s, gfn);
     if (likely(r)) {
         spin_lock(&r->lock);
         if (likely(r->l1 && p2m_read(&r->l1[gfn.v % LARGE_PAGES]) == s->empty))
-            o = first_touch(s, r, gfn, access);
+            o = first_touch(s, r, gfn.v, access);
         else
             o = resolve(s, r, gfn, access);
         spin_unlock(&r->lock);
     }
-    dmm_leave();
+    dmm_leave(outermost);
     if (unlikely(o.flush))
         dmm_flush_wait(s);
     dmm_hist_add(&s->hist[o.cause], __builtin_ia32_rdtsc() - start);
@@ -220,12 +241,12 @@ enum dmm_fault_result dmm_map_boot_file(struct dmm_space *s, gfn_t first, mfn_t 
             return DMM_FAULT_DENIED;
         if (!dmm_gfn_is_ram(s, gfn))
             return DMM_FAULT_HOLE;
-        dmm_enter();
+        bool outermost = dmm_enter();
         struct region *r = region_of(s, gfn);
         spin_lock(&r->lock);
         bool mapped = map_image_page(s, r, gfn, m, &stalled);
         spin_unlock(&r->lock);
-        dmm_leave();
+        dmm_leave(outermost);
         if (stalled)
             result = DMM_FAULT_STALLED;
         else if (!mapped)
@@ -244,11 +265,11 @@ enum dmm_resize_result dmm_break_large(struct dmm_space *s, gfn_t gfn)
     struct region *r = region_of(s, gfn);
     if (!r)
         return result;
-    dmm_enter();
+    bool outermost = dmm_enter();
     spin_lock(&r->lock);
     result = p2m_break(s, r);
     spin_unlock(&r->lock);
-    dmm_leave();
+    dmm_leave(outermost);
     if (result == DMM_RESIZE_OK)
         dmm_flush_wait(s);
     return result;
@@ -261,7 +282,7 @@ enum dmm_resize_result dmm_reform_large(struct dmm_space *s, gfn_t gfn)
     mfn_t table;
     if (!r)
         return result;
-    dmm_enter(); /* to the end: until it is freed, the table is in no place where an audit would look for it */
+    bool outermost = dmm_enter(); /* to the end: until it is freed, the table is in no place where an audit would look for it */
     spin_lock(&r->lock);
     result = p2m_reform(s, r, &table);
     spin_unlock(&r->lock);
@@ -269,7 +290,7 @@ enum dmm_resize_result dmm_reform_large(struct dmm_space *s, gfn_t gfn)
         dmm_flush_wait(s);
         frame_free(table, 0);
     }
-    dmm_leave();
+    dmm_leave(outermost);
     return result;
 }
 

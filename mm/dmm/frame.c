@@ -63,18 +63,6 @@ uint64_t frame_count(enum frame_type t)
     return n > 0 ? (uint64_t)n : 0;
 }
 
-void frame_assign(mfn_t m, enum frame_type type, struct dmm_space *owner, uint64_t gfn, uint64_t pages)
-{
-    struct frame_cpu *c = frame_cpu();
-    struct frame *f = frame_of(m);
-    c->type_count[f->type] -= pages;
-    c->type_count[type] += pages;
-    *f = (struct frame){ .gfn = gfn, .owner = owner ? owner->id : 0, .type = type,
-                         .flags = pages == LARGE_PAGES ? FRAME_LARGE : 0 };
-    if (owner)
-        __atomic_fetch_add(&owner->frames[type], pages, __ATOMIC_RELAXED);
-}
-
 void frame_split_large(mfn_t first)
 {
     const struct frame head = *frame_of(first);

@@ -9,6 +9,7 @@
 
 #include "core/lock.h"
 #include "include/hv/dmm.h"
+#include "mm/dmm/space.h"
 #include "x86/percpu.h"
 
 /*
@@ -18,15 +19,26 @@
  * finds it from any of the 512.
  */
 struct frame {
-    uint64_t gfn : 40;  /* FRAME_GUEST: where owner has it; GFN_NONE otherwise */
-    uint64_t tag : 24;  /* content tag, for sharing; 0 */
-    uint32_t refs;
-    uint16_t owner;     /* dmm_space.id, 0: the hypervisor */
-    uint8_t type;       /* enum frame_type */
-    uint8_t flags;
+    union {
+        struct {
+            uint64_t gfn : 40;  /* FRAME_GUEST: where owner has it; GFN_NONE otherwise */
+            uint64_t tag : 24;  /* content tag, for sharing; 0 */
+        };
+        uint64_t where;         /* both at once */
+    };
+    union {
+        struct {
+            uint32_t refs;
+            uint16_t owner;     /* dmm_space.id, 0: the hypervisor */
+            uint8_t type;       /* enum frame_type */
+            uint8_t flags;
+        };
+        uint64_t what;          /* all four at once: FRAME_WHAT() */
+    };
 };
 _Static_assert(sizeof(struct frame) == 16, "the budget of design.md: 16 bytes a frame");
 #define FRAME_LARGE 1u
+#define FRAME_WHAT(type, owner, flags) ((uint64_t)(owner) << 32 | (uint64_t)(type) << 48 | (uint64_t)(flags) << 56)
 #define GFN_NONE ((UINT64_C(1) << 40) - 1)
 
 #define TREE_CHILDREN 32u                      /* a tree: 64 MiB */
@@ -40,13 +52,14 @@ struct frame_tree {
 #if HV_HOST                                    /* the tests bring their own memory */
 extern uint8_t *host_directmap, *host_frame_va;
 #define DIRECTMAP_VA ((uintptr_t)host_directmap)
+#define FRAME_MAX_MFN (UINT64_C(1) << 22)      /* 16 GiB */
 #define FRAME_TABLE_VA ((uintptr_t)host_frame_va)
 #else
 #include "include/abi/boot_info.h"
 #define DIRECTMAP_VA HV_DIRECTMAP_BASE
+#define FRAME_MAX_MFN (UINT64_C(1) << 34)      /* 64 TiB */
 #define FRAME_TABLE_VA 0xffffe00000000000
 #endif
-#define FRAME_MAX_MFN (UINT64_C(1) << 34)      /* 64 TiB */
 #define FRAME_CHILD_VA (FRAME_TABLE_VA + FRAME_MAX_MFN * sizeof(struct frame))
 #define FRAME_TREE_VA (FRAME_CHILD_VA + FRAME_MAX_MFN / LARGE_PAGES * sizeof(struct frame_child))
 
@@ -73,7 +86,7 @@ struct frame_cpu {
     int64_t type_count[FRAME_TYPE_COUNT];  /* summed over the CPUs: frames of each type */
     uint64_t child, tree_slot;             /* where the last refill took from */
     uint64_t refills, cleared;             /* from bitfields; frames zeroed while somebody waited for them */
-    volatile unsigned inside;              /* depth of dmm_enter() on this CPU */
+    volatile bool inside;                  /* between dmm_enter() and dmm_leave() */
     struct frame_cpu *next;
 };
 extern struct frame_cpu *frame_cpus;       /* all of them; only grows */
@@ -81,45 +94,57 @@ extern struct frame_cpu *frame_cpus;       /* all of them; only grows */
 static inline struct frame_cpu *frame_cpu(void) { return this_cpu()->slot[PERCPU_FRAMES]; }
 
 /*
- * The audit's gate. Every entry to DMM passes it with one increment and one load; the audit closes it, waits until no CPU is
- * inside and then sees a system at rest. The increment is a plain one: the audit pays for the ordering instead, with
- * dmm_cpu_barrier (an interrupt on every other CPU), which core sets when it starts a second CPU.
+ * The audit's gate. Every entry to DMM passes it with one store and one load; the audit closes it, waits until no CPU is
+ * inside and then sees a system at rest. Store and load are plain: the audit pays for their order instead, with
+ * dmm_cpu_barrier (an interrupt on every other CPU), which core sets when it starts a second CPU. Entries nest; the outermost
+ * one counts, and dmm_leave() wants to know whether this was it.
  */
 extern volatile bool dmm_gate_closed;
 extern void (*dmm_cpu_barrier)(void);
 void dmm_gate_wait(struct frame_cpu *c);
-static inline void dmm_enter(void)
+static inline bool dmm_enter(void)
 {
     struct frame_cpu *c = frame_cpu();
-    if (c->inside++ == 0) {
-        asm volatile("" ::: "memory");
-        if (unlikely(dmm_gate_closed))
-            dmm_gate_wait(c);
-    }
+    if (c->inside)
+        return false;
+    c->inside = true;
+    asm volatile("" ::: "memory");
+    if (unlikely(dmm_gate_closed))
+        dmm_gate_wait(c);
+    return true;
 }
-static inline void dmm_leave(void)
+static inline void dmm_leave(bool outermost)
 {
     asm volatile("" ::: "memory");
-    frame_cpu()->inside--;
+    if (outermost)
+        frame_cpu()->inside = false;
 }
 
 /* ---- allocator internals that the table, the fault path and the audit share -------------------------------------- */
 
-/* One 4 KiB frame off the free lists, its record untouched (still FREE or FREE_ZEROED). With FRAME_ZEROED pre-zeroed ones are
- * preferred; *zeroed tells. Inside dmm_enter(). */
-mfn_t frame_take(unsigned flags, bool *zeroed);
 /* A pre-zeroed 2 MiB frame from the stock, or INVALID_MFN at once: never clears, never searches. */
 mfn_t frame_take_large_zeroed(void);
 /* A taken frame gets its type and owner (NULL: the hypervisor), and is counted. `pages` is 1 or LARGE_PAGES. */
-void frame_assign(mfn_t m, enum frame_type type, struct dmm_space *owner, uint64_t gfn, uint64_t pages);
-/* frame_alloc() for the fault path: says whether the frame was zeroed beforehand (else it was cleared now, if flags ask). */
+static inline void frame_assign(mfn_t m, enum frame_type type, struct dmm_space *owner, uint64_t gfn, uint64_t pages)
+{
+    struct frame_cpu *c = frame_cpu();
+    struct frame *f = frame_of(m);
+    c->type_count[f->type] -= pages;
+    c->type_count[type] += pages;
+    f->where = gfn;
+    f->what = FRAME_WHAT(type, owner ? owner->id : 0, pages == LARGE_PAGES ? FRAME_LARGE : 0);
+    if (owner)
+        __atomic_fetch_add(&owner->frames[type], pages, __ATOMIC_RELAXED);
+}
+/* frame_alloc(0, ...) for the fault path, inside dmm_enter(): says whether the frame was zeroed beforehand, else it was cleared
+ * now if flags ask for it. */
 mfn_t frame_alloc_noting(unsigned flags, enum frame_type type, struct dmm_space *owner, uint64_t gfn, bool *prezeroed);
 /* One 2 MiB frame becomes 512 of 4 KiB with the same owner, from gfn upwards; and back (all 512 must be the owner's). */
 void frame_split_large(mfn_t first);
 void frame_join_large(mfn_t first);
 /* What an ordinary request can still get, from the shared lists: a few loads, exact to a magazine. */
 uint64_t frame_available_hint(void);
-/* Could frame_take() with these flags succeed on this CPU? */
+/* Could this CPU get a frame now? */
 bool frame_can_take(void);
 uint64_t frame_reserve_pages(void);
 /* Gives the bits of [first, first+pages) to the allocator: at boot, and for the loader's memory. */

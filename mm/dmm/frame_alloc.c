@@ -228,13 +228,14 @@ static void put_large(mfn_t m)
 
 /* ---- free frames change their type: counted, like any other change ---------------------------------------- */
 
-static void set_free_type(mfn_t m, enum frame_type type, uint64_t pages)
+static inline void set_free_type(mfn_t m, enum frame_type type, uint64_t pages)
 {
     struct frame_cpu *c = frame_cpu();
     struct frame *f = frame_of(m);
     c->type_count[f->type] -= pages;
     c->type_count[type] += pages;
-    *f = (struct frame){ .gfn = GFN_NONE, .type = type, .flags = pages == LARGE_PAGES ? FRAME_LARGE : 0 };
+    f->where = GFN_NONE;
+    f->what = FRAME_WHAT(type, 0, pages == LARGE_PAGES ? FRAME_LARGE : 0);
 }
 
 /* The records of a 2 MiB frame that goes back to the bitfields must each say FREE: they are read one by one again. */
@@ -336,7 +337,7 @@ unsigned frame_zero_some(unsigned max)
 {
     uint64_t batch[MAGAZINE_BATCH];
     unsigned done = 0;
-    dmm_enter();
+    bool outermost = dmm_enter();
     while (done < max && __atomic_load_n(&stock.count, __ATOMIC_RELAXED) < stock.max && shared_free() > 4 * shared.reserve) {
         unsigned got = take_bits(MIN(max - done, MAGAZINE_BATCH), 0, batch), kept = 0;
         if (!got)
@@ -357,7 +358,7 @@ unsigned frame_zero_some(unsigned max)
     }
     if (done < max)
         done += zero_large_some(max - done);
-    dmm_leave();
+    dmm_leave(outermost);
     return done;
 }
 
@@ -383,7 +384,7 @@ void dmm_zero_thread(void *arg)
 /* ---- get --------------------------------------------------------------------------------------------------- */
 
 /* The magazine was empty: refill it and take one, trying every source before giving up. */
-static mfn_t take_slow(unsigned flags, bool *zeroed)
+__attribute__((noinline)) static mfn_t take_slow(unsigned flags, bool *zeroed)
 {
     struct frame_cpu *c = frame_cpu();
     struct magazine *dirty = &c->dirty, *clean = &c->zeroed;
@@ -401,7 +402,7 @@ static mfn_t take_slow(unsigned flags, bool *zeroed)
     return from->count ? mfn_of(from->mfn[--from->count]) : INVALID_MFN;
 }
 
-mfn_t frame_take(unsigned flags, bool *zeroed)
+static inline mfn_t take(unsigned flags, bool *zeroed)
 {
     struct frame_cpu *c = frame_cpu();
     struct magazine *m = flags & FRAME_ZEROED ? &c->zeroed : &c->dirty;
@@ -411,9 +412,9 @@ mfn_t frame_take(unsigned flags, bool *zeroed)
     return mfn_of(m->mfn[--m->count]);
 }
 
-mfn_t frame_alloc_noting(unsigned flags, enum frame_type type, struct dmm_space *owner, uint64_t gfn, bool *prezeroed)
+static inline mfn_t take_for(unsigned flags, enum frame_type type, struct dmm_space *owner, uint64_t gfn, bool *prezeroed)
 {
-    mfn_t m = frame_take(flags, prezeroed);
+    mfn_t m = take(flags, prezeroed);
     if (unlikely(!mfn_valid(m)))
         return m;
     frame_assign(m, type, owner, gfn, 1);
@@ -424,58 +425,69 @@ mfn_t frame_alloc_noting(unsigned flags, enum frame_type type, struct dmm_space 
     return m;
 }
 
+mfn_t frame_alloc_noting(unsigned flags, enum frame_type type, struct dmm_space *owner, uint64_t gfn, bool *prezeroed)
+{
+    return take_for(flags, type, owner, gfn, prezeroed);
+}
+
+__attribute__((noinline)) static mfn_t alloc_large(unsigned flags, enum frame_type type, struct dmm_space *owner)
+{
+    mfn_t m = flags & FRAME_ZEROED ? frame_take_large_zeroed() : INVALID_MFN;
+    bool zeroed = mfn_valid(m);
+    if (!zeroed && !mfn_valid(m = take_large(flags)) && stock_release_large())
+        m = take_large(flags);
+    if (!mfn_valid(m))
+        return m;
+    frame_assign(m, type, owner, GFN_NONE, LARGE_PAGES);
+    for (uint64_t n = 0; !zeroed && (flags & FRAME_ZEROED) && n < LARGE_PAGES; n++)
+        clear_page(mfn_to_hva(mfn_add(m, n)));
+    return m;
+}
+
 mfn_t frame_alloc(unsigned order, unsigned flags, enum frame_type type, struct dmm_space *owner)
 {
-    bool zeroed = false;
-    mfn_t m;
-    hv_assert(order == 0 || order == LARGE_ORDER);
-    dmm_enter();
-    if (order == 0) {
-        m = frame_alloc_noting(flags, type, owner, GFN_NONE, &zeroed);
-    } else {
-        m = flags & FRAME_ZEROED ? frame_take_large_zeroed() : INVALID_MFN;
-        zeroed = mfn_valid(m);
-        if (!zeroed && !mfn_valid(m = take_large(flags)) && stock_release_large())
-            m = take_large(flags);
-        if (mfn_valid(m))
-            frame_assign(m, type, owner, GFN_NONE, LARGE_PAGES);
-        for (uint64_t n = 0; mfn_valid(m) && !zeroed && (flags & FRAME_ZEROED) && n < LARGE_PAGES; n++)
-            clear_page(mfn_to_hva(mfn_add(m, n)));
-    }
-    dmm_leave();
+    bool zeroed, outermost = dmm_enter();
+    debug_assert(order == 0 || order == LARGE_ORDER);
+    mfn_t m = likely(order == 0) ? take_for(flags, type, owner, GFN_NONE, &zeroed) : alloc_large(flags, type, owner);
+    dmm_leave(outermost);
     return m;
 }
 
 /* ---- put --------------------------------------------------------------------------------------------------- */
 
-static void release_owner(const struct frame *f, uint64_t pages)
+/* Others wait for memory, or the reserve has been dug into: the frame does not go into a drawer of ours. */
+static inline bool is_short(void) { return frame_waiters || shared_free() <= shared.reserve; }
+
+/* A magazine has no room, or should not get it. */
+__attribute__((noinline)) static void put_slow(struct magazine *dirty, mfn_t m)
 {
-    struct dmm_space *s = f->owner ? space_of_id(f->owner) : NULL;
-    if (s)
-        __atomic_fetch_sub(&s->frames[f->type], pages, __ATOMIC_RELAXED);
+    if (is_short()) {
+        put_bit(m.v);
+        return;
+    }
+    while (dirty->count > MAGAZINE_FRAMES - MAGAZINE_BATCH)
+        put_bit(dirty->mfn[--dirty->count]);
+    dirty->mfn[dirty->count++] = m.v;
 }
 
 void frame_free(mfn_t m, unsigned order)
 {
-    dmm_enter();
-    struct frame_cpu *c = frame_cpu();
-    struct frame *f = frame_of(m);
-    hv_assert(f->type > FRAME_FREE_ZEROED && !f->refs && !(f->flags & FRAME_LARGE) == (order == 0));
-    release_owner(f, 1UL << order);
-    if (order != 0) {
+    bool outermost = dmm_enter();
+    struct magazine *dirty = &frame_cpu()->dirty;
+    const struct frame f = { .what = frame_of(m)->what };
+    hv_assert(f.type > FRAME_FREE_ZEROED && !f.refs && f.flags == (order == 0 ? 0 : FRAME_LARGE));
+    if (f.owner)
+        __atomic_fetch_sub(&space_of_id(f.owner)->frames[f.type], 1UL << order, __ATOMIC_RELAXED);
+    if (unlikely(order != 0)) {
         forget_large(m);
     } else {
         set_free_type(m, FRAME_FREE, 1);
-        if (unlikely(frame_waiters || shared_free() <= shared.reserve)) {
-            put_bit(m.v); /* others wait, or the reserve has been dug into: not into a drawer of ours */
-        } else {
-            if (unlikely(c->dirty.count == MAGAZINE_FRAMES))
-                while (c->dirty.count > MAGAZINE_FRAMES - MAGAZINE_BATCH)
-                    put_bit(c->dirty.mfn[--c->dirty.count]);
-            c->dirty.mfn[c->dirty.count++] = m.v;
-        }
+        if (likely(dirty->count < MAGAZINE_FRAMES && !is_short()))
+            dirty->mfn[dirty->count++] = m.v;
+        else
+            put_slow(dirty, m);
     }
-    dmm_leave();
+    dmm_leave(outermost);
     if (unlikely(frame_waiters) && frame_available_hint())
         dmm_wake_memory_waiters();
 }

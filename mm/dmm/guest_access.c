@@ -45,7 +45,7 @@ void *dmm_pin(struct dmm_space *s, gfn_t gfn, bool write, enum dmm_fault_result 
         unsigned level;
         enum p2m_type type;
         void *hva = NULL;
-        dmm_enter();
+        bool outermost = dmm_enter();
         p2m_entry_t *slot = lock_leaf(s, gfn, &r, &level, &type);
         if (slot) {
             if (type == P2M_RW) {
@@ -56,7 +56,7 @@ void *dmm_pin(struct dmm_space *s, gfn_t gfn, bool write, enum dmm_fault_result 
             }
             spin_unlock(&r->lock);
         }
-        dmm_leave();
+        dmm_leave(outermost);
         *why = hva ? DMM_FAULT_RETRY : dmm_fault(s, gfn, DMM_READ | DMM_WRITE);
         if (hva || *why != DMM_FAULT_RETRY)
             return hva;
@@ -68,7 +68,7 @@ void dmm_unpin(struct dmm_space *s, gfn_t gfn)
     struct region *r;
     unsigned level;
     enum p2m_type type;
-    dmm_enter();
+    bool outermost = dmm_enter();
     p2m_entry_t *slot = lock_leaf(s, gfn, &r, &level, &type);
     hv_assert(slot && type == P2M_RW);
     struct frame *f = frame_of(s->format->mfn_of(p2m_read(slot)));
@@ -76,7 +76,7 @@ void dmm_unpin(struct dmm_space *s, gfn_t gfn)
     if (__atomic_fetch_sub(&f->refs, 1, __ATOMIC_RELEASE) == 1)
         __atomic_fetch_sub(&s->pinned_pages, level == 2 ? LARGE_PAGES : 1, __ATOMIC_RELAXED);
     spin_unlock(&r->lock);
-    dmm_leave();
+    dmm_leave(outermost);
 }
 
 /* ---- copies ---------------------------------------------------------------------------------------------------- */
@@ -91,7 +91,7 @@ static enum dmm_fault_result copy_in_page(struct dmm_space *s, gfn_t gfn, unsign
         unsigned level;
         enum p2m_type type;
         bool done = true;
-        dmm_enter();
+        bool outermost = dmm_enter();
         p2m_entry_t *slot = lock_leaf(s, gfn, &r, &level, &type);
         if (slot) {
             bool reads_as_zero = type == P2M_EMPTY || type == P2M_ZERO_RO;
@@ -108,7 +108,7 @@ static enum dmm_fault_result copy_in_page(struct dmm_space *s, gfn_t gfn, unsign
                 done = what == COPY_ZERO && reads_as_zero;
             spin_unlock(&r->lock);
         }
-        dmm_leave();
+        dmm_leave(outermost);
         if (!slot)
             return DMM_FAULT_HOLE;
         if (done)
@@ -157,7 +157,7 @@ bool dmm_peek_u64(struct dmm_space *s, uint64_t gpa, uint64_t *out)
     unsigned level;
     enum p2m_type type;
     bool ok = false;
-    dmm_enter();
+    bool outermost = dmm_enter();
     p2m_entry_t *slot = lock_leaf(s, gpa_to_gfn(gpa), &r, &level, &type);
     if (slot) {
         if ((ok = type == P2M_EMPTY || is_readable(type)))
@@ -165,6 +165,6 @@ bool dmm_peek_u64(struct dmm_space *s, uint64_t gpa, uint64_t *out)
                                                                              gpa % PAGE_SIZE), __ATOMIC_RELAXED);
         spin_unlock(&r->lock);
     }
-    dmm_leave();
+    dmm_leave(outermost);
     return ok;
 }

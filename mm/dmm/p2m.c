@@ -13,27 +13,6 @@
 #include "core/log.h"
 #include "mm/dmm/frame.h"
 
-#define L(n) (1u << (n))  /* legal at level n */
-#define LEAF (L(1) | L(2))
-
-/* Everything that is not here is refused. docs/memory-states.md draws it; tests/unit/test_transitions.c compares the two. */
-static const struct legal_change {
-    uint8_t from, to, levels, change;
-} diagram[] = {
-    { P2M_HOLE, P2M_EMPTY, LEAF, P2M_CHANGE_ADDS },              /* the region becomes RAM */
-    { P2M_HOLE, P2M_TABLE, L(4) | L(3) | L(2), P2M_CHANGE_ADDS },
-    { P2M_EMPTY, P2M_TABLE, L(2), P2M_CHANGE_ADDS },             /* first 4 KiB page of a region */
-    { P2M_EMPTY, P2M_RW, LEAF, P2M_CHANGE_ADDS },                /* first touch */
-    { P2M_EMPTY, P2M_ZERO_RO, L(1), P2M_CHANGE_ADDS },           /* first read */
-    { P2M_EMPTY, P2M_IMAGE_RO, L(1), P2M_CHANGE_ADDS },          /* boot file */
-    { P2M_ZERO_RO, P2M_RW, L(1), P2M_CHANGE_REMOVES },           /* copy on write */
-    { P2M_IMAGE_RO, P2M_RW, L(1), P2M_CHANGE_REMOVES },
-    { P2M_RW, P2M_TABLE, L(2), P2M_CHANGE_REMOVES },             /* break */
-    { P2M_TABLE, P2M_RW, L(2), P2M_CHANGE_REMOVES },             /* re-form */
-    { P2M_RW, P2M_EMPTY, LEAF, P2M_CHANGE_REMOVES },             /* destroy */
-    { P2M_TABLE, P2M_EMPTY, L(2), P2M_CHANGE_REMOVES },
-};
-
 const char *p2m_type_name(enum p2m_type t)
 {
     static const char *const names[P2M_TYPE_COUNT] = {
@@ -43,60 +22,11 @@ const char *p2m_type_name(enum p2m_type t)
     return (unsigned)t < P2M_TYPE_COUNT ? names[t] : "?";
 }
 
-/* The diagram, indexed: a fault must not search it. Each cell holds (levels << 4 | change). */
-static uint16_t legal[P2M_TYPE_COUNT][P2M_TYPE_COUNT];
-
-__attribute__((cold, noinline)) static void index_diagram(void)
-{
-    for (unsigned n = 0; n < ARRAY_SIZE(diagram); n++)
-        __atomic_store_n(&legal[diagram[n].from][diagram[n].to], diagram[n].levels << 4 | diagram[n].change, __ATOMIC_RELAXED);
-}
-
-enum p2m_change p2m_change_of(enum p2m_type from, enum p2m_type to, unsigned level)
-{
-    if (unlikely(!legal[P2M_HOLE][P2M_EMPTY]))
-        index_diagram();
-    uint16_t cell = legal[from][to];
-    return cell >> 4 & L(level) ? (enum p2m_change)(cell & 15) : P2M_CHANGE_ILLEGAL;
-}
-
-/* Pages by state; EMPTY and HOLE are the rest and not counted. */
-static void count_change(struct dmm_space *s, unsigned level, enum p2m_type from, enum p2m_type to)
-{
-    uint64_t pages = level == 2 ? LARGE_PAGES : 1;
-    if (from > P2M_EMPTY)
-        __atomic_fetch_sub(&s->entries[from], pages, __ATOMIC_RELAXED);
-    if (to > P2M_EMPTY)
-        __atomic_fetch_add(&s->entries[to], pages, __ATOMIC_RELAXED);
-    if (level == 2)
-        __atomic_fetch_add(&s->large_pages, (to == P2M_RW ? pages : 0) - (from == P2M_RW ? pages : 0), __ATOMIC_RELAXED);
-}
-
-__attribute__((cold)) NORETURN static void refuse(const struct dmm_space *s, const p2m_entry_t *slot, unsigned level,
-                                                  enum p2m_type from, enum p2m_type to)
+__attribute__((cold)) void p2m_refuse(const struct dmm_space *s, const p2m_entry_t *slot, unsigned level, enum p2m_type from,
+                                      enum p2m_type to)
 {
     panic("p2m: vm%u: no way from %s to %s at level %u (entry now %lx)", s->vm_id, p2m_type_name(from), p2m_type_name(to),
           level, (unsigned long)p2m_read(slot));
-}
-
-p2m_entry_t p2m_transition(struct dmm_space *s, p2m_entry_t *slot, unsigned level, enum p2m_type from_type,
-                           enum p2m_type to_type, p2m_entry_t to)
-{
-    p2m_entry_t old = p2m_read(slot);
-    enum p2m_change change = p2m_change_of(from_type, to_type, level);
-    if (unlikely(change == P2M_CHANGE_ILLEGAL))
-        refuse(s, slot, level, from_type, to_type);
-    do {
-        if (unlikely(from_type == P2M_EMPTY ? old != s->empty : s->format->type_of(old, level) != from_type))
-            refuse(s, slot, level, from_type, to_type);
-    } while (unlikely(!__atomic_compare_exchange_n(slot, &old, to, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED)));
-    if (likely(to_type != P2M_TABLE && from_type != P2M_TABLE))
-        count_change(s, level, from_type, to_type);
-    else if (level == 2 && (from_type == P2M_RW || to_type == P2M_RW)) /* break, re-form: the same pages in other pieces */
-        __atomic_fetch_add(&s->large_pages, to_type == P2M_RW ? LARGE_PAGES : -LARGE_PAGES, __ATOMIC_RELAXED);
-    if (change == P2M_CHANGE_REMOVES)
-        __atomic_fetch_add(&s->flush_generation, 1, __ATOMIC_SEQ_CST);
-    return old;
 }
 
 /* ---- tables ------------------------------------------------------------------------------------------------ */
@@ -136,7 +66,11 @@ bool p2m_build_level1(struct dmm_space *s, struct region *r, unsigned frame_flag
     p2m_entry_t *l1 = table_alloc(s, frame_flags, above, &mfn);
     if (!l1)
         return false;
-    p2m_transition(s, r->l2e, 2, type, P2M_TABLE, s->format->make_table(mfn_to_hpa(mfn)));
+    p2m_entry_t table = s->format->make_table(mfn_to_hpa(mfn));
+    if (type == P2M_EMPTY)
+        p2m_transition(s, r->l2e, 2, P2M_EMPTY, P2M_TABLE, table);
+    else
+        p2m_transition(s, r->l2e, 2, P2M_HOLE, P2M_TABLE, table);
     r->l1 = l1;
     return true;
 }

@@ -10,17 +10,77 @@ enum p2m_change {
     P2M_CHANGE_ADDS,     /* nothing was translated before: no CPU can hold anything */
     P2M_CHANGE_REMOVES,  /* a translation (or a table whose address CPUs may have cached) goes away */
 };
-/* The state diagram itself: docs/memory-states.md is checked against it. `level` 1 to 4. */
-enum p2m_change p2m_change_of(enum p2m_type from, enum p2m_type to, unsigned level);
 
 /*
- * The one way to change an entry. Replaces *slot, which must be of type from_type, with `to`; the hardware may set accessed and dirty bits
- * meanwhile. The region's lock is held (or the table is not reachable yet). Panics on a change that the diagram does not have: that is a bug
- * of ours, and the guest behind it is not safe. Returns what was replaced, with its final A and D bits. A P2M_CHANGE_REMOVES bumps the flush
- * generation; the caller then calls dmm_flush_wait(), after letting go of the lock and before it gives the frame away.
+ * The state diagram: everything that is not here is refused. docs/memory-states.md draws it, and
+ * tests/unit/test_transitions.c compares the two. A constant in a header, so that where the types are known to the compiler
+ * (everywhere but in tests) the check costs nothing.
  */
-p2m_entry_t p2m_transition(struct dmm_space *s, p2m_entry_t *slot, unsigned level, enum p2m_type from_type,
-                           enum p2m_type to_type, p2m_entry_t to);
+#define P2M_AT(levels, change) ((levels) << 4 | (change))
+enum { P2M_L1 = 1 << 1, P2M_L2 = 1 << 2, P2M_L3 = 1 << 3, P2M_L4 = 1 << 4, P2M_LEAF = P2M_L1 | P2M_L2 };
+static const uint16_t p2m_diagram[P2M_TYPE_COUNT][P2M_TYPE_COUNT] = {
+    [P2M_HOLE][P2M_EMPTY] = P2M_AT(P2M_LEAF, P2M_CHANGE_ADDS),               /* declared as RAM */
+    [P2M_HOLE][P2M_TABLE] = P2M_AT(P2M_L2 | P2M_L3 | P2M_L4, P2M_CHANGE_ADDS),
+    [P2M_EMPTY][P2M_TABLE] = P2M_AT(P2M_L2, P2M_CHANGE_ADDS),                /* first 4 KiB page of a region */
+    [P2M_EMPTY][P2M_RW] = P2M_AT(P2M_LEAF, P2M_CHANGE_ADDS),                 /* first touch */
+    [P2M_EMPTY][P2M_ZERO_RO] = P2M_AT(P2M_L1, P2M_CHANGE_ADDS),              /* first read */
+    [P2M_EMPTY][P2M_IMAGE_RO] = P2M_AT(P2M_L1, P2M_CHANGE_ADDS),             /* boot file */
+    [P2M_ZERO_RO][P2M_RW] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),              /* copy on write */
+    [P2M_IMAGE_RO][P2M_RW] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),
+    [P2M_RW][P2M_TABLE] = P2M_AT(P2M_L2, P2M_CHANGE_REMOVES),                /* break */
+    [P2M_TABLE][P2M_RW] = P2M_AT(P2M_L2, P2M_CHANGE_REMOVES),                /* re-form */
+    [P2M_RW][P2M_EMPTY] = P2M_AT(P2M_LEAF, P2M_CHANGE_REMOVES),              /* destroy */
+    [P2M_TABLE][P2M_EMPTY] = P2M_AT(P2M_L2, P2M_CHANGE_REMOVES),
+};
+static inline enum p2m_change p2m_change_of(enum p2m_type from, enum p2m_type to, unsigned level)
+{
+    uint16_t cell = p2m_diagram[from][to];
+    return cell >> 4 & 1u << level ? (enum p2m_change)(cell & 15) : P2M_CHANGE_ILLEGAL;
+}
+
+static inline p2m_entry_t p2m_read(const p2m_entry_t *slot) { return __atomic_load_n(slot, __ATOMIC_RELAXED); }
+
+NORETURN void p2m_refuse(const struct dmm_space *s, const p2m_entry_t *slot, unsigned level, enum p2m_type from,
+                         enum p2m_type to);
+
+/* Pages by state; EMPTY and HOLE are the rest and not counted. Across a TABLE the pages stay what they are, in other pieces. */
+static inline void p2m_count(struct dmm_space *s, unsigned level, enum p2m_type from, enum p2m_type to)
+{
+    uint64_t pages = level == 2 ? LARGE_PAGES : 1;
+    bool regroups = from == P2M_TABLE || to == P2M_TABLE;
+    if (from > P2M_EMPTY && !regroups)
+        __atomic_fetch_sub(&s->entries[from], pages, __ATOMIC_RELAXED);
+    if (to > P2M_EMPTY && !regroups)
+        __atomic_fetch_add(&s->entries[to], pages, __ATOMIC_RELAXED);
+    if (level == 2 && from == P2M_RW)
+        __atomic_fetch_sub(&s->large_pages, LARGE_PAGES, __ATOMIC_RELAXED);
+    if (level == 2 && to == P2M_RW)
+        __atomic_fetch_add(&s->large_pages, LARGE_PAGES, __ATOMIC_RELAXED);
+}
+
+/*
+ * The one way to change an entry. Replaces *slot, which must be of type from_type, with `to`; the hardware may set accessed
+ * and dirty bits meanwhile. The region's lock is held (or the table is not reachable yet). Panics on a change that the
+ * diagram does not have: that is a bug of ours, and the guest behind it is not safe. Returns what was replaced, with its
+ * final A and D bits. A P2M_CHANGE_REMOVES bumps the flush generation; the caller then calls dmm_flush_wait(), after
+ * letting go of the lock and before it gives the frame away.
+ */
+static inline __attribute__((always_inline)) p2m_entry_t p2m_transition(
+    struct dmm_space *s, p2m_entry_t *slot, unsigned level, enum p2m_type from_type, enum p2m_type to_type, p2m_entry_t to)
+{
+    const enum p2m_change change = p2m_change_of(from_type, to_type, level);
+    p2m_entry_t old = from_type == P2M_EMPTY ? s->empty : p2m_read(slot);
+    if (unlikely(change == P2M_CHANGE_ILLEGAL))
+        p2m_refuse(s, slot, level, from_type, to_type);
+    do {
+        if (from_type == P2M_EMPTY ? old != s->empty : unlikely(s->format->type_of(old, level) != from_type))
+            p2m_refuse(s, slot, level, from_type, to_type);
+    } while (unlikely(!__atomic_compare_exchange_n(slot, &old, to, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED)));
+    p2m_count(s, level, from_type, to_type);
+    if (change == P2M_CHANGE_REMOVES)
+        __atomic_fetch_add(&s->flush_generation, 1, __ATOMIC_SEQ_CST);
+    return old;
+}
 
 /* Upper levels down to the level-2 entry of `gfn`; NULL: out of frames. Before the space is in use. */
 p2m_entry_t *p2m_build_level2(struct dmm_space *s, gfn_t gfn);
@@ -38,7 +98,5 @@ static inline p2m_entry_t *p2m_leaf(struct region *r, gfn_t gfn, unsigned *level
     *level = r->l1 ? 1 : 2;
     return r->l1 ? &r->l1[gfn.v % LARGE_PAGES] : r->l2e;
 }
-
-static inline p2m_entry_t p2m_read(const p2m_entry_t *slot) { return __atomic_load_n(slot, __ATOMIC_RELAXED); }
 
 #endif

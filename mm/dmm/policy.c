@@ -10,7 +10,8 @@
 #include "mm/dmm/space.h"
 
 static struct list_head policies = LIST_INIT(policies);
-static struct dmm_policy *volatile populate_policy;
+struct dmm_policy *volatile populate_policy;
+volatile unsigned populate_asks;
 
 static void choose_populate_policy(void)
 {
@@ -19,6 +20,7 @@ static void choose_populate_policy(void)
         if (!chosen && p->enabled && p->plan_populate)
             chosen = p;
     populate_policy = chosen;
+    populate_asks = chosen ? chosen->populate_ask : 0;
 }
 
 void dmm_policy_register(struct dmm_policy *p)
@@ -54,6 +56,7 @@ enum dmm_policy_set_result dmm_policy_set(struct dmm_policy *p, const char *para
         __atomic_store_n(&q->value, value, __ATOMIC_RELAXED);
         if (p->changed)
             p->changed(p);
+        choose_populate_policy();
         return DMM_POLICY_OK;
     }
     return DMM_POLICY_NO_PARAM;
@@ -64,27 +67,24 @@ enum dmm_policy_set_result dmm_policy_enable(struct dmm_policy *p, bool on)
     if (!on && !p->can_disable)
         return DMM_POLICY_CANNOT_DISABLE;
     p->enabled = on;
-    choose_populate_policy();
     if (p->changed)
         p->changed(p);
+    choose_populate_policy();
     return DMM_POLICY_OK;
 }
 
 void policy_plan_populate(struct dmm_space *s, gfn_t gfn, unsigned access, const struct region *r,
                           struct dmm_populate_plan *plan)
 {
-    int64_t stride = (int64_t)(gfn.v - s->last_gfn);
-    s->streak = stride == s->stride ? s->streak + 1 : 0;
-    s->stride = stride;
     struct dmm_policy *p = populate_policy;
     if (unlikely(!p))
-        return;
+        return; /* switched off just now */
     uint64_t charged = __atomic_load_n(&s->charged, __ATOMIC_RELAXED);
     const struct dmm_touch touch = {
         .gfn = gfn, .access = access, .region_empty = r->filled_pages == 0 && r->ram_pages == LARGE_PAGES,
         .free_pages = frame_available_hint(), .total_pages = frame_total_pages(), .reserve_pages = frame_reserve_pages(),
         .pool_room_pages = charged < s->max_pages ? s->max_pages - charged : 0,
-        .last_gfn = gfn_of(s->last_gfn), .streak = s->streak, .stride = stride,
+        .last_gfn = gfn_of(s->last_gfn), .streak = s->streak, .stride = s->stride,
     };
     p->plan_populate(p, &touch, plan);
 }

@@ -8,29 +8,28 @@
 #include "mm/dmm/frame.h"
 #include "mm/dmm/space.h"
 
-static uint64_t promised;
+uint64_t pool_promised;
 static struct spinlock pools_lock = SPINLOCK_INIT(LOCK_RANK_POOL, "pools"); /* admission, and the table of spaces */
 struct dmm_space *dmm_spaces[DMM_MAX_SPACES + 1];
 
-uint64_t pool_promised_pages(void) { return __atomic_load_n(&promised, __ATOMIC_RELAXED); }
+static uint64_t pool_promised_pages(void) { return __atomic_load_n(&pool_promised, __ATOMIC_RELAXED); }
 
 void pool_uncharge(struct dmm_space *s, uint64_t pages)
 {
     uint64_t after = __atomic_fetch_sub(&s->charged, pages, __ATOMIC_RELAXED) - pages;
     if (after < s->min_pages)
-        __atomic_fetch_add(&promised, MIN(after + pages, s->min_pages) - after, __ATOMIC_RELAXED);
+        __atomic_fetch_add(&pool_promised, MIN(after + pages, s->min_pages) - after, __ATOMIC_RELAXED);
 }
 
-bool pool_charge(struct dmm_space *s, uint64_t pages)
+bool pool_charge_slow(struct dmm_space *s, uint64_t before, uint64_t pages)
 {
-    uint64_t before = __atomic_fetch_add(&s->charged, pages, __ATOMIC_RELAXED), beyond = pages, owed;
+    uint64_t beyond = pages;
     if (before < s->min_pages) { /* drawing on the promise */
         uint64_t drawn = MIN(pages, s->min_pages - before);
-        __atomic_fetch_sub(&promised, drawn, __ATOMIC_RELAXED);
+        __atomic_fetch_sub(&pool_promised, drawn, __ATOMIC_RELAXED);
         beyond -= drawn;
     }
-    if (likely(before + pages <= s->max_pages) &&
-        (!beyond || likely(!(owed = pool_promised_pages())) || frame_available_hint() >= owed + beyond))
+    if (before + pages <= s->max_pages && (!beyond || frame_available_hint() >= pool_promised_pages() + beyond))
         return true;
     pool_uncharge(s, pages);
     return false;
@@ -48,13 +47,13 @@ bool pool_admit(struct dmm_space *s)
     spin_lock(&pools_lock);
     bool fits = !s->min_pages || pool_promised_pages() + s->min_pages <= frame_available_hint();
     if (fits)
-        __atomic_fetch_add(&promised, s->min_pages, __ATOMIC_RELAXED);
+        __atomic_fetch_add(&pool_promised, s->min_pages, __ATOMIC_RELAXED);
     spin_unlock(&pools_lock);
     return fits;
 }
 
 /* Nothing is charged any more. */
-void pool_dismiss(struct dmm_space *s) { __atomic_fetch_sub(&promised, s->min_pages, __ATOMIC_RELAXED); }
+void pool_dismiss(struct dmm_space *s) { __atomic_fetch_sub(&pool_promised, s->min_pages, __ATOMIC_RELAXED); }
 
 /* The table of ids is the list of spaces. */
 bool pool_list_add(struct dmm_space *s)

@@ -55,14 +55,14 @@ enum dmm_create_result dmm_space_create(const struct dmm_space_config *cfg, stru
         kfree(s);
         return DMM_CREATE_OVERCOMMITTED_MIN;
     }
-    dmm_enter(); /* an audit must not meet a listed space without a root */
+    bool outermost = dmm_enter(); /* an audit must not meet a listed space without a root */
     s->root = INVALID_MFN;
     if (pool_list_add(s)) {
         s->root = frame_alloc(0, FRAME_ZEROED, FRAME_P2M, s);
         if (!mfn_valid(s->root))
             pool_list_remove(s);
     }
-    dmm_leave();
+    dmm_leave(outermost);
     if (!mfn_valid(s->root)) {
         pool_dismiss(s);
         kfree(s);
@@ -116,7 +116,7 @@ bool dmm_space_add_ram(struct dmm_space *s, gfn_t first, uint64_t pages)
     uint64_t end = first.v + pages;
     if (pages == 0 || end < first.v || end > UINT64_C(1) << 36 || pages > s->pages - s->ram_pages)
         return false;
-    dmm_enter();
+    bool outermost = dmm_enter();
     bool ok = grow_regions(s, end);
     for (uint64_t g = first.v; ok && g < end; g++)
         ok = !dmm_gfn_is_ram(s, gfn_of(g));
@@ -124,7 +124,7 @@ bool dmm_space_add_ram(struct dmm_space *s, gfn_t first, uint64_t pages)
         next = MIN(ALIGN_DOWN(g, LARGE_PAGES) + LARGE_PAGES, end);
         ok = add_ram_region(s, g, next);
     }
-    dmm_leave();
+    dmm_leave(outermost);
     return ok;
 }
 
@@ -178,7 +178,7 @@ static void free_table(struct dmm_space *s, mfn_t table, unsigned level)
 
 void dmm_space_destroy(struct dmm_space *s)
 {
-    dmm_enter();
+    bool outermost = dmm_enter();
     for (uint64_t n = 0; n < s->region_count; n++) {
         struct region *r = &s->regions[n];
         enum p2m_type type = r->l2e ? s->format->type_of(p2m_read(r->l2e), 2) : P2M_HOLE;
@@ -202,7 +202,7 @@ void dmm_space_destroy(struct dmm_space *s)
                   frame_type_name(t));
     pool_list_remove(s);
     pool_dismiss(s);
-    dmm_leave();
+    dmm_leave(outermost);
     kfree(s->regions);
     kfree(s);
     dmm_wake_memory_waiters();

@@ -77,22 +77,30 @@ void dmm_flush_wait(struct dmm_space *s);
 
 /* ---- pool.c --------------------------------------------------------------------------------------------- */
 
-/* May the space have `pages` more private frames? Charges them if so. False: its maximum is reached, or what is free is promised to
- * other spaces' minima. */
-bool pool_charge(struct dmm_space *s, uint64_t pages);
+extern uint64_t pool_promised;       /* minima not yet drawn, over all spaces */
+bool pool_charge_slow(struct dmm_space *s, uint64_t before, uint64_t pages);
+/* May the space have `pages` more private frames? Charges them if so. False: its maximum is reached, or what is free is
+ * promised to other spaces' minima. */
+static inline bool pool_charge(struct dmm_space *s, uint64_t pages)
+{
+    uint64_t before = __atomic_fetch_add(&s->charged, pages, __ATOMIC_RELAXED);
+    if (likely(before + pages <= s->max_pages && !__atomic_load_n(&pool_promised, __ATOMIC_RELAXED)))
+        return true; /* nothing is promised: this space's minimum, if it has one, is drawn */
+    return pool_charge_slow(s, before, pages);
+}
 void pool_uncharge(struct dmm_space *s, uint64_t pages);
 bool pool_has_room(struct dmm_space *s);
 /* Promises min_pages to a new space / takes the promise back. */
 bool pool_admit(struct dmm_space *s);
 void pool_dismiss(struct dmm_space *s);
-uint64_t pool_promised_pages(void);  /* minima not yet drawn, over all spaces */
 /* Gives the space its id and lists it; false: too many. */
 bool pool_list_add(struct dmm_space *s);
 void pool_list_remove(struct dmm_space *s);
 
 /* ---- policy.c -------------------------------------------------------------------------------------------- */
 
-/* What to map for this first touch: the first enabled policy with the hook answers; without any, the page alone. */
+extern struct dmm_policy *volatile populate_policy; /* the first enabled one with the hook */
+extern volatile unsigned populate_asks;             /* when it wants to be asked */
 void policy_plan_populate(struct dmm_space *s, gfn_t gfn, unsigned access, const struct region *r,
                           struct dmm_populate_plan *plan);
 

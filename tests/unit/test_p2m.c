@@ -93,7 +93,8 @@ static void want_2m(struct dmm_policy *p, const struct dmm_touch *t, struct dmm_
 {
     out->size = t->region_empty ? DMM_POPULATE_2M : DMM_POPULATE_4K;
 }
-static struct dmm_policy large_policy = { .name = "large", .enabled = true, .can_disable = true, .plan_populate = want_2m };
+static struct dmm_policy large_policy = { .name = "large", .enabled = true, .can_disable = true,
+                                             .plan_populate = want_2m };
 
 static void test_break_and_reform(void **state)
 {

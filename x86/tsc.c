@@ -32,7 +32,7 @@ void tsc_set_khz(uint64_t new_khz, const char *name)
     khz = new_khz;
     source = name;
     ns_per_tick = (UINT64_C(1000000) << FRACTION) / khz; /* just fits: 10^6 < 2^20 */
-    ticks_per_ns = mul_div64(khz, BIT64(FRACTION), 1000000);
+    ticks_per_ns = mul_div64(khz, BIT64(FRACTION), 1000000) + 1; /* up: a deadline in ticks is never early */
 }
 
 uint64_t tsc_to_ns(uint64_t tsc) { return (uint64_t)((unsigned __int128)tsc * ns_per_tick >> FRACTION); }

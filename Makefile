@@ -45,7 +45,7 @@ HV_OBJ  := $(HV_C:%.c=$(OUT)/obj/%.o) $(HV_ASM:%.asm=$(OUT)/obj/%.asm.o)
 OFFSETS := $(patsubst %.c,$(OUT)/gen/%.inc,$(foreach d,$(HV_DIRS),$(wildcard $(d)/asm_offsets.c)))
 
 WARN     := -Wall -Wextra -Werror -Wmissing-prototypes -Wstrict-prototypes -Wshadow -Wundef
-HV_FLAGS := -std=gnu17 -O2 -g -ffreestanding -nostdlib -fno-pic -mcmodel=kernel -mno-red-zone -mgeneral-regs-only \
+HV_FLAGS := -std=gnu17 -O2 -g -ffreestanding -nostdlib -fno-pic -mcmodel=kernel -mno-red-zone -mgeneral-regs-only -mpopcnt \
             -fno-omit-frame-pointer -fno-strict-aliasing -fno-asynchronous-unwind-tables -fstack-protector-strong \
             -mstack-protector-guard=global -fcf-protection=none -ffile-prefix-map=$(CURDIR)/= $(WARN) \
             -I. -DHV_HOST=0 -DHV_DEBUG=$(DEBUG)

@@ -62,7 +62,7 @@ static void show(struct dmm_policy *p, void (*kv)(const char *key, uint64_t valu
 
 static void changed(struct dmm_policy *p)
 {
-    p->populate_ask = DMM_ASK_STREAK | (param(ZERO_READ) ? DMM_ASK_READ : 0);
+    p->populate_ask = DMM_ASK_WALK | (param(ZERO_READ) ? DMM_ASK_READ : 0);
 }
 
 static struct dmm_policy demand = {

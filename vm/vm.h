@@ -35,11 +35,17 @@ struct vcpu {
     struct waitq wait;         /* woken by vcpu_kick() */
     volatile bool kick_pending;/* (a) leave the guest / stop sleeping and look around */
     volatile bool sipi_pending; volatile uint8_t sipi_vector; volatile bool init_pending; volatile bool nmi_pending; /* (a) from vlapic */
-    uint64_t flush_gen_seen;   /* (v) last generation this vCPU flushed for */
+    volatile bool in_guest;    /* (a) between vcpu_entry_begin() and vcpu_entry_end() */
+    volatile unsigned pcpu;    /* (a) the CPU of its last entry; whom vcpu_kick() interrupts */
+    volatile uint64_t flush_gen_seen; /* (a) last generation this vCPU flushed for */
     uint64_t tsc_offset;       /* (v) */
-    uint64_t tsc_deadline_unused;
+    uint64_t dr[4];            /* (v) DR0..3; the back end loads them while DR7 arms one */
+    bool dr_changed;           /* (v) since they were last loaded */
     void *vlapic;              /* (c) vdev/vlapic.c */
     void *pv;                  /* (c) vm/pv.c: kvmclock state */
+    void *msrs;                /* (c) vm/msr.c: registers that only software gives a meaning */
+    struct { uint64_t rip, cr3; uint8_t kind, len; } len_cache[16]; /* (v) vm/insn_len.c */
+    volatile bool parked;      /* (a) sees vm->state != VM_RUNNING and has left the guest */
     struct vm_exit exit;       /* (v) the exit being handled */
     struct vm_exit_stat stats[VM_EXIT_KIND_COUNT]; /* (v) read by anyone */
     struct thread thread;      /* (c) */
@@ -67,6 +73,8 @@ struct vm {
     volatile bool stop_requested, reset_requested; /* (a) */
     struct waitq state_wait;   /* woken when state changes or a vCPU parks */
     volatile unsigned running_vcpus; /* (a) vCPU threads not parked */
+    bool threads_started;      /* (l) the vCPUs' threads exist */
+    uint32_t wall_clock_seq;   /* (a) vm/pv.c */
     struct list_head node;     /* LOCK_RANK_VM_LIST */
 };
 
@@ -92,6 +100,10 @@ const struct hvm_ops *hvm(void);
 
 /* ---- vCPU (vm/run.c) -------------------------------------------------------------------------------------- */
 void vcpu_kick(struct vcpu *v);          /* any context: wake it if it sleeps, make it exit if it runs */
+/* Around the entry instruction, called by the vendor code with interrupts off. begin: false if there is something to look at first
+ * (a kick, another thread's turn); else the vCPU counts as in the guest, and who changes something afterwards interrupts it. */
+bool vcpu_entry_begin(struct vcpu *v);
+void vcpu_entry_end(struct vcpu *v);
 void vcpu_inject_exception(struct vcpu *v, uint8_t vector, bool has_error, uint32_t error_code);
 void vcpu_inject_gp(struct vcpu *v);     /* #GP(0) */
 void vcpu_inject_ud(struct vcpu *v);

@@ -21,7 +21,7 @@ static const struct { enum cpuid_feature feature; const char *name; } feature_na
 
 static const enum cpuid_feature required[] = {
     CPUID_FPU, CPUID_TSC, CPUID_MSR, CPUID_PAE, CPUID_CX8, CPUID_APIC, CPUID_PGE, CPUID_CMOV, CPUID_PAT, CPUID_FXSR,
-    CPUID_SSE, CPUID_SSE2, CPUID_CX16, CPUID_LM, CPUID_NX, CPUID_SYSCALL,
+    CPUID_SSE, CPUID_SSE2, CPUID_CX16, CPUID_POPCNT, CPUID_LM, CPUID_NX, CPUID_SYSCALL,
 };
 
 const struct cpu_info *cpu_info(void) { return &info; }

@@ -33,7 +33,7 @@ struct dmm_populate_plan {
 /* When a populate policy wants to be asked; else the page alone is mapped, without the cost of asking. The first touch of a
  * region is asked about always. */
 enum dmm_populate_ask {
-    DMM_ASK_STREAK = 1,  /* streak > 0 */
+    DMM_ASK_WALK = 1,    /* streak > 0 with stride 1 or -1 */
     DMM_ASK_READ = 2,    /* no write */
     DMM_ASK_ALWAYS = 4,
 };

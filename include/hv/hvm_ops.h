@@ -14,7 +14,8 @@ struct p2m_format;
 
 enum hvm_probe_result { HVM_PROBE_OK, HVM_PROBE_ABSENT, HVM_PROBE_LOCKED, HVM_PROBE_LACKS_FEATURE };
 
-struct vcpu_seg { uint16_t selector; uint16_t attr; /* VMX/SVM-neutral: bits 0-7 = descriptor byte 5 (type S DPL P), bits 8-11 = AVL L D/B G; bit 15 = unusable */ uint32_t limit; uint64_t base; };
+/* attr: bits 0-7 = descriptor byte 5 (type S DPL P), bits 8-11 = AVL L D/B G; bit 15 = unusable */
+struct vcpu_seg { uint16_t selector, attr; uint32_t limit; uint64_t base; };
 enum vcpu_seg_id { SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS, SEG_LDTR, SEG_TR, SEG_COUNT };
 
 /* Everything architectural except GPRs, RIP, RFLAGS (struct vcpu) and FPU state. */

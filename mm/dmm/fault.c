@@ -46,7 +46,7 @@ static inline bool fill_page(struct dmm_space *s, struct region *r, p2m_entry_t 
 {
     if (unlikely(!pool_charge(s, 1)))
         return false;
-    mfn_t m = frame_alloc_noting(FRAME_ZEROED, FRAME_GUEST, s, gfn, prezeroed);
+    mfn_t m = frame_alloc_guest(s, gfn, prezeroed);
     if (unlikely(!mfn_valid(m))) {
         pool_uncharge(s, 1);
         return false;
@@ -133,7 +133,7 @@ static inline __attribute__((always_inline)) struct outcome first_touch(struct d
     s->streak = stride == s->stride ? s->streak + 1 : 0;
     s->stride = stride;
     unsigned asks = populate_asks;
-    if (unlikely((asks & DMM_ASK_STREAK && s->streak) || (asks & DMM_ASK_READ && !(access & DMM_WRITE)) ||
+    if (unlikely((asks & DMM_ASK_WALK && s->streak && (uint64_t)stride + 1 <= 2) || (asks & DMM_ASK_READ && !(access & DMM_WRITE)) ||
                  !r->filled_pages || asks & DMM_ASK_ALWAYS))
         return touch_as_planned(s, r, gfn, access);
     return touch_page(s, r, gfn, access, NULL);

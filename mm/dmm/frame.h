@@ -139,6 +139,17 @@ static inline void frame_assign(mfn_t m, enum frame_type type, struct dmm_space 
 /* frame_alloc(0, ...) for the fault path, inside dmm_enter(): says whether the frame was zeroed beforehand, else it was cleared
  * now if flags ask for it. */
 mfn_t frame_alloc_noting(unsigned flags, enum frame_type type, struct dmm_space *owner, uint64_t gfn, bool *prezeroed);
+/* The same for a zeroed guest page, which usually is one pop from this CPU's magazine. */
+static inline mfn_t frame_alloc_guest(struct dmm_space *owner, uint64_t gfn, bool *prezeroed)
+{
+    struct magazine *clean = &frame_cpu()->zeroed;
+    if (unlikely(!clean->count))
+        return frame_alloc_noting(FRAME_ZEROED, FRAME_GUEST, owner, gfn, prezeroed);
+    mfn_t m = mfn_of(clean->mfn[--clean->count]);
+    frame_assign(m, FRAME_GUEST, owner, gfn, 1);
+    *prezeroed = true;
+    return m;
+}
 /* One 2 MiB frame becomes 512 of 4 KiB with the same owner, from gfn upwards; and back (all 512 must be the owner's). */
 void frame_split_large(mfn_t first);
 void frame_join_large(mfn_t first);

@@ -17,6 +17,7 @@
  */
 #include "core/log.h"
 #include "core/thread.h"
+#include "lib/string.h"
 #include "mm/dmm/frame.h"
 #include "mm/dmm/space.h"
 #include "mm/early.h"
@@ -36,7 +37,7 @@ static struct {
 /* Zeroed frames beyond the magazines: two stacks under one lock that is taken once in 64 allocations. */
 static struct {
     struct spinlock lock;
-    mfn_t *frames;
+    uint64_t *frames;             /* mfns */
     uint64_t count, max, low;
     mfn_t large[ZEROED_LARGE_MAX];
     uint64_t large_count;
@@ -54,7 +55,7 @@ void frame_alloc_init(uint64_t total_pages, const uint32_t *trees, uint64_t tree
     stock.max = MAX(MIN(total_pages / 32, 8192), 2 * MAGAZINE_BATCH);
     stock.low = stock.max / 2;
     stock.clearing = INVALID_MFN;
-    uint64_t hpa = early_alloc(ALIGN_UP(stock.max * sizeof(mfn_t), PAGE_SIZE), PAGE_SIZE, FRAME_FRAMETABLE);
+    uint64_t hpa = early_alloc(ALIGN_UP(stock.max * sizeof(*stock.frames), PAGE_SIZE), PAGE_SIZE, FRAME_FRAMETABLE);
     if (!hpa)
         panic("frames: no memory for the list of zeroed frames");
     stock.frames = mfn_to_hva(hpa_to_mfn(hpa));
@@ -261,8 +262,9 @@ static unsigned stock_pop(uint64_t *out, unsigned want)
     unsigned got = 0;
     if (__atomic_load_n(&stock.count, __ATOMIC_RELAXED)) {
         spin_lock(&stock.lock);
-        while (got < want && stock.count)
-            out[got++] = stock.frames[--stock.count].v;
+        got = (unsigned)MIN(want, stock.count);
+        stock.count -= got;
+        memcpy(out, stock.frames + stock.count, got * sizeof(*out));
         spin_unlock(&stock.lock);
     }
     if (unlikely(stock.thread_sleeps) && frame_zeroed_is_low())
@@ -348,7 +350,7 @@ unsigned frame_zero_some(unsigned max)
         }
         spin_lock(&stock.lock);
         while (kept < got && stock.count < stock.max)
-            stock.frames[stock.count++] = mfn_of(batch[kept++]);
+            stock.frames[stock.count++] = batch[kept++];
         spin_unlock(&stock.lock);
         for (; kept < got; kept++) {
             set_free_type(mfn_of(batch[kept]), FRAME_FREE, 1);
@@ -539,7 +541,7 @@ void frame_for_each_cached(void (*cb)(mfn_t m, bool zeroed, uint64_t pages, void
             cb(mfn_of(c->zeroed.mfn[n]), true, 1, arg);
     }
     for (uint64_t n = 0; n < stock.count; n++)
-        cb(stock.frames[n], true, 1, arg);
+        cb(mfn_of(stock.frames[n]), true, 1, arg);
     for (uint64_t n = 0; n < stock.large_count; n++)
         cb(stock.large[n], true, LARGE_PAGES, arg);
     if (mfn_valid(stock.clearing))

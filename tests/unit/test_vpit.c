@@ -111,6 +111,11 @@ static void random_accesses(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(periodic), cmocka_unit_test(counting), cmocka_unit_test(calibration), cmocka_unit_test(random_accesses)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(periodic),
+        cmocka_unit_test(counting),
+        cmocka_unit_test(calibration),
+        cmocka_unit_test(random_accesses),
+    };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

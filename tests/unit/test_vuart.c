@@ -137,6 +137,12 @@ static void small_ports(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(ring), cmocka_unit_test(interrupts), cmocka_unit_test(loopback_and_dlab), cmocka_unit_test(random_accesses), cmocka_unit_test(small_ports)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(ring),
+        cmocka_unit_test(interrupts),
+        cmocka_unit_test(loopback_and_dlab),
+        cmocka_unit_test(random_accesses),
+        cmocka_unit_test(small_ports),
+    };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,16 @@
+/* Constants for entry.asm; the Makefile turns each line of the assembly into a %define. */
+#include "svm/svm.h"
+
+#define OFFSET(name, value) asm volatile("\n#define " #name " %c0" :: "i"(value))
+
+void svm_asm_offsets(void);
+void svm_asm_offsets(void)
+{
+    OFFSET(GPR_RBX_AT, GPR_RBX * 8);
+    OFFSET(GPR_RCX_AT, GPR_RCX * 8);
+    OFFSET(GPR_RDX_AT, GPR_RDX * 8);
+    OFFSET(GPR_RSI_AT, GPR_RSI * 8);
+    OFFSET(GPR_RDI_AT, GPR_RDI * 8);
+    OFFSET(GPR_RBP_AT, GPR_RBP * 8);
+    OFFSET(GPR_R8_AT, GPR_R8 * 8);
+}

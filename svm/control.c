@@ -1,0 +1,114 @@
+/*
+ * A vCPU's VMCB from birth to end: what is intercepted, and the state after INIT.
+ *
+ * The rule for intercepts: whatever the CPU would do to the machine instead of to the guest (VMLOAD and STGI run on the real
+ * registers if they are let through), whatever our platform defines (CPUID, MSRs, ports, HLT), and what could keep a CPU in the
+ * guest for ever: #DB and #AC raised by their own delivery (an endless loop in microcode that no interrupt breaks), and
+ * shutdown. CR3, INVLPG, CR8 and the time-stamp counter belong to the guest: nested paging, V_TPR and the offset cover them.
+ */
+#include "svm/svm.h"
+
+#include "lib/string.h"
+#include "mm/mm.h"
+#include "x86/cpu.h"
+#include "x86/idt.h"
+#include "x86/percpu.h"
+
+#define MISC1_ALWAYS                                                                                       \
+    (SVM_MISC1(SVM_EXIT_INTR) | SVM_MISC1(SVM_EXIT_NMI) | SVM_MISC1(SVM_EXIT_SMI) | SVM_MISC1(SVM_EXIT_INIT) | \
+     SVM_MISC1(SVM_EXIT_RDPMC) | SVM_MISC1(SVM_EXIT_CPUID) | SVM_MISC1(SVM_EXIT_RSM) | SVM_MISC1(SVM_EXIT_INVD) | \
+     SVM_MISC1(SVM_EXIT_HLT) | SVM_MISC1(SVM_EXIT_INVLPGA) | SVM_MISC1(SVM_EXIT_IOIO) | SVM_MISC1(SVM_EXIT_MSR) | \
+     SVM_MISC1(SVM_EXIT_TASK_SWITCH) | SVM_MISC1(SVM_EXIT_FERR_FREEZE) | SVM_MISC1(SVM_EXIT_SHUTDOWN))
+
+#define MISC2_ALWAYS                                                                                       \
+    (SVM_MISC2(SVM_EXIT_VMRUN) | SVM_MISC2(SVM_EXIT_VMMCALL) | SVM_MISC2(SVM_EXIT_VMLOAD) | SVM_MISC2(SVM_EXIT_VMSAVE) | \
+     SVM_MISC2(SVM_EXIT_STGI) | SVM_MISC2(SVM_EXIT_CLGI) | SVM_MISC2(SVM_EXIT_SKINIT) | SVM_MISC2(SVM_EXIT_WBINVD) | \
+     SVM_MISC2(SVM_EXIT_MONITOR) | SVM_MISC2(SVM_EXIT_MWAIT) | SVM_MISC2(SVM_EXIT_MWAIT_COND) | SVM_MISC2(SVM_EXIT_XSETBV) | \
+     SVM_MISC2(SVM_EXIT_RDPRU))
+
+/* INVLPGB reaches other guests' translations and TLBSYNC other CPUs; MCOMMIT has nothing to wait for. */
+#define MISC3_ALWAYS                                                                                       \
+    (SVM_MISC3(SVM_EXIT_INVLPGB) | SVM_MISC3(SVM_EXIT_INVLPGB_ILLEGAL) | SVM_MISC3(SVM_EXIT_MCOMMIT) | SVM_MISC3(SVM_EXIT_TLBSYNC))
+
+bool svm_vm_init(struct vm *vm)
+{
+    (void)vm; /* the permission maps are shared: every guest may as little as the next */
+    return true;
+}
+
+void svm_vm_fini(struct vm *vm) { (void)vm; }
+
+static void set_intercepts(struct vmcb_control *c)
+{
+    c->cr_write = BIT64(0) | BIT64(4);
+    c->dr_read = c->dr_write = 0xffff;
+    c->exceptions = 1u << X86_DB | 1u << X86_AC | 1u << X86_MC;
+    c->misc1 = MISC1_ALWAYS;
+    c->misc2 = MISC2_ALWAYS;
+    c->misc3 = MISC3_ALWAYS;
+    c->iopm_hpa = svm_iopm_hpa();
+    c->msrpm_hpa = svm_msrpm_hpa();
+    c->v_intr_masking = SVM_V_INTR_MASKING;
+    c->np_enable = 1;
+}
+
+bool svm_vcpu_init(struct vcpu *v)
+{
+    struct svm_vcpu *s = kzalloc(sizeof(*s));
+    if (!s)
+        return false;
+    mfn_t mfn = frame_alloc(0, FRAME_ZEROED, FRAME_VM_STATE, v->vm->space);
+    if (!mfn_valid(mfn)) {
+        kfree(s);
+        return false;
+    }
+    s->vmcb = mfn_to_hva(mfn);
+    s->vmcb_hpa = mfn_to_hpa(mfn);
+    v->hvm = s;
+    set_intercepts(&s->vmcb->c);
+    svm_vcpu_reset(v);
+    return true;
+}
+
+void svm_vcpu_fini(struct vcpu *v)
+{
+    struct svm_vcpu *s = v->hvm;
+    if (!s)
+        return;
+    for (unsigned n = 0; n < cpu_count(); n++) { /* an address that a later vCPU may get */
+        struct svm_cpu *c = percpu_of(n)->slot[PERCPU_HVM];
+        if (c && c->dr_owner == v)
+            c->dr_owner = NULL;
+    }
+    frame_free(hpa_to_mfn(s->vmcb_hpa), 0);
+    kfree(s);
+    v->hvm = NULL;
+}
+
+/* APM 2, 14.1.3 "processor initialization state"; limits and types as real mode has them. */
+void svm_vcpu_reset(struct vcpu *v)
+{
+    enum { DATA = 0x0093, CODE = 0x009b, LDT = 0x0082, TSS = 0x008b };
+    struct svm_vcpu *s = svm_of(v);
+    struct vcpu_sregs r = {.cr0 = CR0_ET | CR0_CD | CR0_NW, .dr6 = 0xffff0ff0, .dr7 = 0x400, .pat = PAT_RESET};
+    for (unsigned n = SEG_ES; n <= SEG_GS; n++)
+        r.seg[n] = (struct vcpu_seg){.attr = DATA, .limit = 0xffff};
+    r.seg[SEG_CS] = (struct vcpu_seg){.selector = 0xf000, .attr = CODE, .limit = 0xffff, .base = 0xffff0000};
+    r.seg[SEG_LDTR] = (struct vcpu_seg){.attr = LDT, .limit = 0xffff};
+    r.seg[SEG_TR] = (struct vcpu_seg){.attr = TSS, .limit = 0xffff};
+    r.gdtr.limit = r.idtr.limit = 0xffff;
+
+    memset(v->gpr, 0, sizeof(v->gpr));
+    v->gpr[GPR_RDX] = cpuid(CPUID_LEAF_FEATURES, 0).eax; /* family, model, stepping */
+    v->rip = 0xfff0;
+    v->rflags = RFLAGS_FIXED1;
+    svm_set_sregs(v, &r);
+    memset(v->dr, 0, sizeof(v->dr));
+    v->dr_changed = true;
+    s->nmi_masked = s->iret_seen = false;
+    s->vmcb->c.event_inj = s->vmcb->c.exit_int_info = s->vmcb->c.interrupt_shadow = 0;
+    s->vmcb->c.v_tpr = 0;
+    svm_request_irq_window(v, false);
+    s->vmcb->c.misc1 = MISC1_ALWAYS;
+    s->clean = 0;
+}

@@ -1,0 +1,117 @@
+/*
+ * Events for the guest (APM 2, 15.20 and 15.21): everything goes in through EVENTINJ. V_IRQ is only the alarm clock that
+ * rings (VINTR exit) when the guest can take an interrupt; its vector never reaches the guest.
+ *
+ * An event whose delivery ended in an exit is in EXITINTINFO and must be injected again, else it is lost: the vlapic has marked it
+ * as taken. Not so software interrupts and INT3/INTO: RIP is still on the instruction, which simply runs again.
+ */
+#include "svm/svm.h"
+
+#include "x86/cpu.h"
+#include "x86/idt.h"
+
+bool svm_event_pending(struct vcpu *v) { return vmcb_of(v)->c.event_inj & SVM_EVENT_VALID; }
+
+bool svm_can_inject_intr(struct vcpu *v)
+{
+    const struct vmcb *b = vmcb_of(v);
+    return (v->rflags & RFLAGS_IF) && !(b->c.interrupt_shadow & 1) && !(b->c.event_inj & SVM_EVENT_VALID);
+}
+
+bool svm_inject(struct vcpu *v, const struct vm_event *ev)
+{
+    static const uint8_t types[] = {
+        [VM_EVENT_INTR] = SVM_EVENT_INTR, [VM_EVENT_NMI] = SVM_EVENT_NMI, [VM_EVENT_EXCEPTION] = SVM_EVENT_EXCEPTION,
+        [VM_EVENT_SOFT_INT] = SVM_EVENT_SOFT_INT,
+    };
+    struct svm_vcpu *s = svm_of(v);
+    if (svm_event_pending(v))
+        return false;
+    if (ev->type == VM_EVENT_NONE)
+        return true;
+    uint64_t e = SVM_EVENT_MAKE(types[ev->type], ev->type == VM_EVENT_NMI ? X86_NMI : ev->vector);
+    if (ev->has_error)
+        e |= SVM_EVENT_ERROR_VALID | (uint64_t)ev->error_code << 32;
+    if (ev->type == VM_EVENT_EXCEPTION && ev->vector == X86_PF) {
+        s->vmcb->s.cr2 = ev->cr2;
+        svm_dirty(s, SVM_CLEAN_CR2);
+    }
+    if (ev->type == VM_EVENT_SOFT_INT)
+        v->rip += ev->insn_len; /* type 4 pushes RIP as it stands */
+    if (ev->type == VM_EVENT_NMI) {
+        s->nmi_masked = true;
+        s->iret_seen = false;
+        s->vmcb->c.misc1 |= SVM_MISC1(SVM_EXIT_IRET);
+        svm_dirty(s, SVM_CLEAN_INTERCEPTS);
+    }
+    s->vmcb->c.event_inj = e;
+    return true;
+}
+
+/* Arms the alarm, or not: V_IRQ with the highest priority, TPR ignored, so that only IF and the shadow hold it back. */
+static void arm_window(struct svm_vcpu *s, bool on)
+{
+    struct vmcb_control *c = &s->vmcb->c;
+    if ((c->v_irq & SVM_V_IRQ) == (on ? SVM_V_IRQ : 0))
+        return;
+    c->v_irq = on ? SVM_V_IRQ : 0;
+    c->v_prio = on ? SVM_V_PRIO(15) | SVM_V_IGN_TPR : 0;
+    c->misc1 = on ? c->misc1 | SVM_MISC1(SVM_EXIT_VINTR) : c->misc1 & ~SVM_MISC1(SVM_EXIT_VINTR);
+    svm_dirty(s, SVM_CLEAN_TPR | SVM_CLEAN_INTERCEPTS);
+}
+
+void svm_request_irq_window(struct vcpu *v, bool on)
+{
+    svm_of(v)->irq_window = on;
+    arm_window(svm_of(v), on);
+}
+
+bool svm_nmi_blocked(struct vcpu *v) { return svm_of(v)->nmi_masked; }
+
+/* Nothing to arm: from the injected NMI on, the IRET that ends the mask exits anyway. */
+void svm_request_nmi_window(struct vcpu *v, bool on)
+{
+    (void)v;
+    (void)on;
+}
+
+void svm_clear_interrupt_shadow(struct vcpu *v) { vmcb_of(v)->c.interrupt_shadow = 0; }
+
+/*
+ * Software CPUs forget the shadow at VMRUN: an alarm armed inside the shadow of STI would ring before the HLT behind
+ * it, the interrupt would be served, and the guest would then halt without the wake-up it was promised. There the alarm stays
+ * off for this one entry: the HLT exits by itself, anything else comes back with the next exit.
+ */
+void svm_inject_entering(struct vcpu *v)
+{
+    struct svm_vcpu *s = svm_of(v);
+    if (unlikely(s->irq_window) && !svm_features()->honours_shadow)
+        arm_window(s, !(s->vmcb->c.interrupt_shadow & 1));
+}
+
+void svm_inject_exited(struct vcpu *v)
+{
+    struct svm_vcpu *s = svm_of(v);
+    struct vmcb_control *c = &s->vmcb->c;
+    uint64_t e = c->exit_int_info;
+    c->event_inj = 0;
+    if (unlikely(e & SVM_EVENT_VALID)) {
+        unsigned vector = SVM_EVENT_VECTOR(e), type = (unsigned)SVM_EVENT_TYPE(e);
+        if (type == SVM_EVENT_EXCEPTION && vector >= 32) /* software CPUs say so of an interrupt */
+            e = SVM_EVENT_MAKE(SVM_EVENT_INTR, vector);
+        bool runs_again = type == SVM_EVENT_SOFT_INT || (type == SVM_EVENT_EXCEPTION && (vector == X86_BP || vector == X86_OF));
+        if (!runs_again && c->exit_code != SVM_EXIT_SHUTDOWN)
+            c->event_inj = e & (SVM_EVENT_VALID | SVM_EVENT_ERROR_VALID | 0x7ff | GENMASK64(63, 32));
+    }
+    if (likely(!s->nmi_masked))
+        return;
+    /* 15.20: the mask ends with the IRET. Its intercept comes before it; let it go, and unmask once RIP has moved. */
+    if (c->exit_code == SVM_EXIT_IRET) {
+        s->iret_seen = true;
+        s->iret_rip = s->vmcb->s.rip;
+        c->misc1 &= ~SVM_MISC1(SVM_EXIT_IRET);
+        svm_dirty(s, SVM_CLEAN_INTERCEPTS);
+    } else if (s->iret_seen && s->vmcb->s.rip != s->iret_rip) {
+        s->nmi_masked = s->iret_seen = false;
+    }
+}

@@ -1,0 +1,129 @@
+/*
+ * One round trip into the guest, and the back end's list of operations.
+ *
+ * Translations. A guest's TLB entries are tagged with an ASID, so forgetting them all costs one step of a counter: take an ASID that
+ * nobody has used since the last full flush. That serves each case in which old entries may be wrong: the space's
+ * generation moved (mm/dmm took something away), the vCPU comes from another CPU, the CPU ran out of ASIDs (its own
+ * generation moves, and the first to enter flushes everything).
+ * The space's generation is read after the vCPU counts as in the guest: whoever moves it later sees the vCPU there and
+ * interrupts it, whoever moved it earlier is seen here.
+ */
+#include "svm/svm.h"
+
+#include "lib/string.h"
+#include "x86/cpu.h"
+#include "x86/percpu.h"
+
+static void take_asid(struct svm_vcpu *s, struct svm_cpu *c)
+{
+    struct vmcb_control *ctl = &s->vmcb->c;
+    ctl->tlb_control = SVM_TLB_KEEP;
+    if (c->next_asid >= svm_features()->asids) {
+        c->next_asid = 1;
+        c->asid_generation++;
+        ctl->tlb_control = SVM_TLB_FLUSH_ALL;
+    }
+    ctl->asid = c->next_asid++;
+    s->asid_generation = c->asid_generation;
+    svm_dirty(s, SVM_CLEAN_ASID);
+}
+
+static void prepare_translation(struct vcpu *v, struct svm_vcpu *s, struct svm_cpu *c)
+{
+    uint64_t generation = dmm_space_flush_generation(v->vm->space);
+    unsigned cpu = cpu_id();
+    s->vmcb->c.tlb_control = SVM_TLB_KEEP;
+    if (unlikely(s->cpu != cpu || s->asid_generation != c->asid_generation || v->flush_gen_seen != generation)) {
+        if (s->cpu != cpu)
+            s->clean = 0; /* clean bits speak of what this very CPU cached */
+        s->cpu = cpu;
+        s->vmcb->c.n_cr3 = dmm_space_root_hpa(v->vm->space);
+        svm_dirty(s, SVM_CLEAN_NP);
+        take_asid(s, c);
+        v->flush_gen_seen = generation;
+    }
+}
+
+/* #VMEXIT leaves DR7 without any breakpoint armed, so the guest's DR0..3 may stay in the registers while we run. */
+static void load_breakpoints(struct vcpu *v, struct svm_vcpu *s, struct svm_cpu *c)
+{
+    if (likely(!(s->vmcb->s.dr7 & 0xff)) || (c->dr_owner == v && !v->dr_changed))
+        return;
+    write_dr0(v->dr[0]);
+    write_dr1(v->dr[1]);
+    write_dr2(v->dr[2]);
+    write_dr3(v->dr[3]);
+    v->dr_changed = false;
+    c->dr_owner = v;
+}
+
+void svm_run(struct vcpu *v, struct vm_exit *out)
+{
+    struct svm_vcpu *s = svm_of(v);
+    struct vmcb *b = s->vmcb;
+    cli();
+    if (unlikely(!vcpu_entry_begin(v))) {
+        sti();
+        out->kind = VM_EXIT_INTR;
+        return;
+    }
+    struct svm_cpu *c = svm_this_cpu();
+    prepare_translation(v, s, c);
+    load_breakpoints(v, s, c);
+    svm_inject_entering(v);
+    b->s.rax = v->gpr[GPR_RAX];
+    b->s.rsp = v->gpr[GPR_RSP];
+    b->s.rip = v->rip;
+    b->s.rflags = v->rflags;
+    b->c.clean = svm_features()->vmcb_clean ? s->clean : 0;
+    svm_enter(s->vmcb_hpa, v->gpr, c->host_vmcb_hpa);
+    s->clean = SVM_CLEAN_ALL;
+    v->gpr[GPR_RAX] = b->s.rax;
+    v->gpr[GPR_RSP] = b->s.rsp;
+    v->rip = b->s.rip;
+    v->rflags = b->s.rflags;
+    svm_inject_exited(v);
+    vcpu_entry_end(v);
+    sti();
+    svm_decode_exit(v, out);
+}
+
+static void dump_segments(struct vcpu *v, void (*line)(const char *))
+{
+    static const char *const names[SEG_COUNT] = {"es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr"};
+    char text[120];
+    for (unsigned n = 0; n < SEG_COUNT; n++) {
+        struct vcpu_seg g;
+        svm_get_seg(v, n, &g);
+        snprintf(text, sizeof(text), "%-4s %04x base %016lx limit %08x attr %04x", names[n], g.selector, g.base, g.limit, g.attr);
+        line(text);
+    }
+}
+
+void svm_dump(struct vcpu *v, void (*line)(const char *))
+{
+    const struct vmcb *b = vmcb_of(v);
+    char text[160];
+    dump_segments(v, line);
+    snprintf(text, sizeof(text), "gdtr %016lx/%04x idtr %016lx/%04x cpl %u", b->s.gdtr.base, b->s.gdtr.limit, b->s.idtr.base,
+             b->s.idtr.limit, svm_cpl(v));
+    line(text);
+    snprintf(text, sizeof(text), "cr0 %016lx cr2 %016lx cr3 %016lx cr4 %016lx", svm_of(v)->cr0, b->s.cr2, b->s.cr3, b->s.cr4);
+    line(text);
+    snprintf(text, sizeof(text), "efer %016lx dr6 %08lx dr7 %08lx", b->s.efer, b->s.dr6, b->s.dr7);
+    line(text);
+    snprintf(text, sizeof(text), "vmcb: exit_code %#lx info1 %#lx info2 %#lx exit_int_info %#lx event_inj %#lx", b->c.exit_code,
+             b->c.exit_info1, b->c.exit_info2, b->c.exit_int_info, b->c.event_inj);
+    line(text);
+    snprintf(text, sizeof(text), "vmcb: shadow %lu v_tpr %u v_irq %u asid %u n_cr3 %#lx", b->c.interrupt_shadow, b->c.v_tpr, b->c.v_irq,
+             b->c.asid, b->c.n_cr3);
+    line(text);
+}
+
+const struct hvm_ops hvm_ops_svm = {
+    .name = "svm",
+    .p2m_format = &p2m_format_npt,
+#define OP(ret, fn, args) .fn = svm_##fn,
+    HVM_OPS(OP)
+#undef OP
+};

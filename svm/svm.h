@@ -1,0 +1,97 @@
+/*
+ * AMD-V: the back end's own state and the interfaces between its files. Nothing outside svm/ includes this.
+ *
+ * A VMCB is written only while its vCPU is out of the guest and by the vCPU's own thread (or by anybody while the vCPU is
+ * parked). `clean` collects what was not touched since the last exit: a setter calls svm_dirty() with the group it changed.
+ */
+#ifndef HV_SVM_SVM_H
+#define HV_SVM_SVM_H
+
+#include "include/hv/hvm_ops.h"
+#include "include/hv/p2m.h"
+#include "include/hw/vmcb.h"
+#include "vm/vm.h"
+
+struct svm_vcpu {
+    struct vmcb *vmcb;
+    uint64_t vmcb_hpa;
+    uint64_t asid_generation;  /* of the CPU `cpu`; another one or an older one: take a new ASID */
+    unsigned cpu;              /* where it ran last */
+    uint32_t clean;
+    uint64_t cr0;              /* the guest's CR0: the VMCB's has CD and NW off */
+    bool nmi_masked;           /* from an injected NMI to the guest's IRET */
+    bool iret_seen;            /* the IRET at iret_rip has been let go: masked until RIP is elsewhere */
+    bool irq_window;           /* asked for */
+    uint64_t iret_rip;
+};
+
+static inline struct svm_vcpu *svm_of(const struct vcpu *v) { return v->hvm; }
+static inline struct vmcb *vmcb_of(const struct vcpu *v) { return svm_of(v)->vmcb; }
+static inline void svm_dirty(struct svm_vcpu *s, uint64_t groups) { s->clean &= ~(uint32_t)groups; }
+
+struct svm_features { uint32_t asids; bool nrips, decode_assists, flush_by_asid, vmcb_clean, honours_shadow; };
+
+/* One for each CPU that has been enabled; this_cpu()->slot[PERCPU_HVM]. */
+struct svm_cpu {
+    uint64_t host_vmcb_hpa;    /* FS GS TR LDTR and the SYSCALL, SYSENTER MSRs of the hypervisor, by VMSAVE */
+    uint64_t asid_generation;
+    uint32_t next_asid;
+    mfn_t host_vmcb, hsave;
+    const struct vcpu *dr_owner; /* whose DR0..3 are in the registers */
+};
+
+/* svm/enable.c */
+const struct svm_features *svm_features(void);
+enum hvm_probe_result svm_probe(const char **why);
+bool svm_cpu_enable(const char **why);
+void svm_cpu_disable(void);
+struct svm_cpu *svm_this_cpu(void);
+/* I/O and MSR permission maps, the same for all guests. */
+uint64_t svm_iopm_hpa(void), svm_msrpm_hpa(void);
+
+/* svm/control.c: the VMCB's life and what it says at the start */
+bool svm_vm_init(struct vm *vm);
+void svm_vm_fini(struct vm *vm);
+bool svm_vcpu_init(struct vcpu *v);
+void svm_vcpu_fini(struct vcpu *v);
+void svm_vcpu_reset(struct vcpu *v);
+
+/* svm/msr.c: registers as the guest sees them */
+void svm_get_sregs(struct vcpu *v, struct vcpu_sregs *out);
+void svm_set_sregs(struct vcpu *v, const struct vcpu_sregs *in);
+uint64_t svm_get_reg(struct vcpu *v, enum vcpu_reg r);
+void svm_set_reg(struct vcpu *v, enum vcpu_reg r, uint64_t value);
+void svm_get_seg(struct vcpu *v, enum vcpu_seg_id s, struct vcpu_seg *out);
+unsigned svm_cpl(struct vcpu *v);
+void svm_set_tsc_offset(struct vcpu *v, uint64_t offset);
+void svm_set_cr8(struct vcpu *v, uint8_t tpr_class);
+uint8_t svm_get_cr8(struct vcpu *v);
+void svm_msrpm_fill(uint8_t *map);
+
+/* svm/inject.c */
+bool svm_can_inject_intr(struct vcpu *v);
+bool svm_inject(struct vcpu *v, const struct vm_event *ev);
+bool svm_event_pending(struct vcpu *v);
+void svm_request_irq_window(struct vcpu *v, bool on);
+bool svm_nmi_blocked(struct vcpu *v);
+void svm_request_nmi_window(struct vcpu *v, bool on);
+void svm_clear_interrupt_shadow(struct vcpu *v);
+/* Just before an entry and just after an exit. */
+void svm_inject_entering(struct vcpu *v);
+void svm_inject_exited(struct vcpu *v);
+
+/* svm/exit.c: the VMCB's exit fields in neutral form. */
+void svm_decode_exit(struct vcpu *v, struct vm_exit *out);
+
+/* svm/ops.c */
+void svm_run(struct vcpu *v, struct vm_exit *out);
+void svm_dump(struct vcpu *v, void (*line)(const char *));
+
+/*
+ * svm/entry.asm: one round trip. Interrupts off and GIF set before and after; GIF clear with IF set in between, so that an
+ * interrupt ends the guest's run (15.21.1: with V_INTR_MASKING the host's IF decides) and is taken when the caller sets IF again.
+ * gpr: all but RAX and RSP, which are in the VMCB.
+ */
+void svm_enter(uint64_t vmcb_hpa, uint64_t *gpr, uint64_t host_vmcb_hpa);
+
+#endif

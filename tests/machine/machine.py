@@ -1,0 +1,234 @@
+"""A machine under test: an emulator, its serial line, and what a tester does with one: wait for text, type, ask the console.
+
+A thread reads the line all the time, so the emulator never blocks on us, and judges each line at once: a panic of the hypervisor, or
+an emulator that ends (every reset ends it), fails whoever waits now. Nothing here sleeps: all waiting is for text, with a limit.
+
+What makes a prompt certain: the line editor redraws it after a carriage return, but a new prompt follows a line feed. Log lines may
+come at any point; they are told by their time stamp and never taken for output of a command.
+"""
+import json
+import os
+import re
+import subprocess
+import threading
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PROMPT = "palimpsest> "
+NEW_PROMPT = re.compile(r"\n" + re.escape(PROMPT))
+PANIC = re.compile(r"\*\*\* PANIC on pcpu .*")
+HALTED = re.compile(r"palimpsest: halted: .*\n")
+ESCAPES = re.compile(r"\x1b\[[0-9;=?]*[A-Za-z]")
+LOG_LINE = re.compile(r"^\[ *\d+\.\d{6}\] ")
+DETACH = "\x1d"
+
+
+class Failure(Exception):
+    """What a row found wrong; its text is shown to the person."""
+
+
+class Machine:
+    """One power-on. Subclasses say which command starts the emulator with its serial line on stdin and stdout."""
+
+    def __init__(self, image, log_path, memory="512M", deadline=None, cpu=None, extra=()):
+        self.image, self.memory, self.cpu, self.extra = image, memory, cpu, extra
+        self.deadline = deadline            # of the whole row, time.monotonic()
+        self.text, self.cursor = "", 0      # all output; where the next expect() starts
+        self.wake = threading.Condition()
+        self.ended = None                   # exit status of the emulator
+        self.panicked = None
+        self.end_expected = False
+        self.syncs = 0
+        self.log = open(log_path, "a", encoding="utf-8")
+        self.started = time.monotonic()
+        self.process = None
+
+    def emulator_command(self):
+        raise NotImplementedError
+
+    # ---- life --------------------------------------------------------------------------------------------------------
+
+    def start(self):
+        command = self.emulator_command()
+        self.log.write("# " + " ".join(command) + "\n")
+        self.errors = open(self.log.name + ".stderr", "w+", encoding="utf-8", errors="replace")
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+                                        start_new_session=True)
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def kill(self):
+        if self.process is None:
+            return
+        with self.wake:
+            self.end_expected = True
+        self.process.kill()
+        self.process.wait()
+        with self.wake:
+            self.wake.wait_for(lambda: self.ended is not None, 10)
+        for stream in (self.process.stdin, self.process.stdout, self.errors, self.log):
+            try:
+                stream.close()
+            except BrokenPipeError:
+                pass # what was typed last never reached the machine
+        if os.path.getsize(self.errors.name) == 0:
+            os.remove(self.errors.name)
+        self.process = None
+
+    def _read(self):
+        line = b""
+        while data := os.read(self.process.stdout.fileno(), 65536):
+            with self.wake:
+                self.text += data.decode("latin-1")
+                if (hit := PANIC.search(self.text, max(0, len(self.text) - len(data) - 400))) and not self.panicked:
+                    self.panicked = hit.group(0).strip()
+                line += data
+                *whole, line = line.split(b"\n")
+                for one in whole:
+                    self._log(one)
+                self.wake.notify_all()
+        if line:
+            self._log(line)
+        status = self.process.wait()
+        with self.wake:
+            self.ended = status
+            self.wake.notify_all()
+
+    def _log(self, line):
+        shown = re.sub(r"[^\x20-\x7e\t]", lambda m: f"\\x{ord(m.group()):02x}", line.rstrip(b"\r").decode("latin-1"))
+        self.log.write(f"{time.monotonic() - self.started:9.3f} {shown}\n")
+        self.log.flush()
+
+    # ---- text --------------------------------------------------------------------------------------------------------
+
+    def tail(self, lines=20):
+        with self.wake:
+            text = ESCAPES.sub("", self.text[-20000:])
+        return [line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n")][-lines:]
+
+    def _stderr(self):
+        self.errors.flush()
+        with open(self.errors.name, encoding="utf-8", errors="replace") as f:
+            return f.read().strip()[-400:]
+
+    def _wait(self, test, timeout, what):
+        """Until test() is true under the lock; the row's own deadline counts too."""
+        limit = time.monotonic() + timeout
+        limit = min(limit, self.deadline) if self.deadline else limit
+        begun = time.monotonic()
+        with self.wake:
+            while not (result := test()):
+                if self.panicked and "*** halted ***" in self.text:
+                    raise Failure(f"{self.panicked}\n  while waiting for {what}")
+                if self.ended is not None and not self.end_expected:
+                    raise Failure(f"the machine was reset or the emulator ended (status {self.ended}) while waiting for {what}"
+                                  f"\n  {self._stderr()}")
+                if halted := HALTED.search(self.text, self.cursor):
+                    raise Failure(f"{halted.group().strip()}\n  while waiting for {what}")
+                left = limit - time.monotonic()
+                if left <= 0:
+                    panic = f"{self.panicked}\n  " if self.panicked else ""
+                    raise Failure(f"{panic}waited {time.monotonic() - begun:.1f} s for {what}")
+                self.wake.wait(min(left, 5 if self.panicked else left))
+            return result
+
+    def expect(self, pattern, timeout=30):
+        """The match of the pattern (text or compiled) in what came since the last match."""
+        regex = re.compile(pattern) if isinstance(pattern, str) else pattern
+        match = self._wait(lambda: regex.search(self.text, self.cursor), timeout, f"/{regex.pattern}/".replace("\n", "\\n"))
+        self.cursor = match.end()
+        return match
+
+    def expect_end(self, timeout=30):
+        """The machine switches itself off or resets."""
+        self.end_expected = True
+        self._wait(lambda: self.ended is not None, timeout, "the machine to end")
+
+    def seen(self, pattern):
+        """Every match so far, wherever the cursor is."""
+        with self.wake:
+            return re.findall(pattern, self.text)
+
+    def send(self, text):
+        try:
+            self.process.stdin.write(text.encode("latin-1"))
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            self._wait(lambda: False, 5, "the machine to take input")
+
+    # ---- the console ---------------------------------------------------------------------------------------------------
+
+    def prompt(self, timeout=60):
+        self.expect(NEW_PROMPT, timeout)
+
+    def output_since(self, start, log_lines=False):
+        """Lines as a person sees them between a mark and the prompt that was just matched."""
+        text = ESCAPES.sub("", self.text[start:self.cursor - len(PROMPT)])
+        lines = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n")]
+        return [line for line in lines[:-1] if log_lines or not LOG_LINE.match(line)]
+
+    def command(self, line, timeout=30, log_lines=False):
+        """Types a line at the prompt; what it prints, without what is logged meanwhile."""
+        start = self.cursor
+        self.send(line + "\r")
+        self.prompt(timeout)
+        return "\n".join(self.output_since(start, log_lines)[1:]) # the first line is the echo
+
+    def resync(self, timeout=60):
+        """A prompt with nothing pending, after input of which some may have been dropped or is still being worked on."""
+        limit = time.monotonic() + timeout
+        while True:
+            self.syncs += 1
+            self.send(f"\x03\x03help sync{self.syncs}\r")
+            try:
+                self.expect(f'no command "sync{self.syncs}"', 2)
+                return self.prompt(10)
+            except Failure:
+                if self.panicked or self.ended is not None or time.monotonic() > limit:
+                    raise
+
+    def json(self, line, timeout=30, error=False):
+        """The one line of JSON that the command prints with -j. An {"error": ...} is a failure unless it is asked for."""
+        text = self.command(line + " -j", timeout)
+        try:
+            value = json.loads(text)
+        except ValueError:
+            raise Failure(f"`{line} -j` printed no line of JSON: {text[:300]!r}") from None
+        said = value.get("error") if isinstance(value, dict) and set(value) == {"error"} else None
+        if error and said is None:
+            raise Failure(f"`{line}` was to be refused; it printed {text[:300]}")
+        if said is not None and not error:
+            raise Failure(f"`{line}`: {said}")
+        return said if error else value
+
+    def until(self, line, test, timeout=60, what=None):
+        """Asks `line -j` until test(answer) is true; the question itself paces this, as its answer takes the guest's time."""
+        limit = time.monotonic() + timeout
+        while True:
+            answer = self.json(line)
+            if result := test(answer):
+                return result
+            if time.monotonic() >= min(limit, self.deadline or limit):
+                raise Failure(f"`{line}` did not come to show {what or 'what was expected'} within {timeout} s: {answer}")
+            self.pause(0.2)
+
+    def pause(self, seconds):
+        """Lets the machine run between two looks, unless it dies first."""
+        with self.wake:
+            self.wake.wait_for(lambda: self.panicked or self.ended is not None, seconds)
+
+    def audit(self):
+        result = self.json("mem audit", 60)
+        if result.get("ok") is not True:
+            raise Failure("mem audit: " + "; ".join(result.get("lines", [])) + f" ({result})")
+
+
+class QemuMachine(Machine):
+    def emulator_command(self):
+        command = ["tools/run-qemu", "--image", self.image, "--memory", self.memory, "--serial", "stdio", "--accel", "tcg",
+                   "--no-reboot", *self.extra]
+        if self.cpu:
+            command += ["--cpu", self.cpu]
+        return command
+
+
+BACKENDS = {"svm": QemuMachine}

@@ -1,0 +1,90 @@
+"""What a row is: a function that drives machines, registered by name. It gets a Bench, which makes the machines and ends them."""
+import hashlib
+import os
+import subprocess
+import time
+
+from machine import BACKENDS, ROOT, Failure
+
+OUT = os.path.join(ROOT, "build", "machine")
+ROWS = {}
+
+
+class Row:
+    def __init__(self, name, run, timeout, memory, backends, audit):
+        self.name, self.run, self.timeout, self.memory, self.backends, self.audit = name, run, timeout, memory, backends, audit
+
+
+def row(name, timeout=60, memory="512M", backends=("svm", "vmx"), audit=True):
+    """timeout: seconds for the whole row. audit: `mem audit` must be clean on the last machine when the function is done."""
+    def register(function):
+        if name in ROWS:
+            raise ValueError(f"two rows {name}")
+        ROWS[name] = Row(name, function, timeout, memory, backends, audit)
+        return function
+    return register
+
+
+def require(condition, message):
+    if not condition:
+        raise Failure(message)
+
+
+def guest(name):
+    """A file of build/; its absence is a failure of the build, not a reason to skip."""
+    path = os.path.join(ROOT, "build", name)
+    require(os.path.isfile(path), f"build/{name} was not built")
+    return path
+
+
+class Bench:
+    """The machines of one row, one after the other."""
+
+    def __init__(self, this, backend, slow):
+        self.row, self.backend = this, backend
+        self.deadline = time.monotonic() + this.timeout * slow
+        self.log_path = os.path.join(OUT, this.name + ".log")
+        self.machine = None
+        os.makedirs(OUT, exist_ok=True)
+        open(self.log_path, "w", encoding="utf-8").close()
+
+    def _image(self, config, files):
+        """Its name comes from what is in it, so a row that boots several times with the same files makes one image."""
+        base = os.path.join(OUT, self.row.name)
+        if config is not None:
+            with open(base + ".conf", "w", encoding="latin-1", newline="") as f:
+                f.write(config)
+        image = f"{base}.{hashlib.sha256(repr((config, files)).encode()).hexdigest()[:8]}.img"
+        command = ["tools/mkimage", "--unchecked"] + (["--config", base + ".conf"] if config is not None else [])
+        for name, path in files.items():
+            command += ["--add", f"{path}={name}"]
+        made = subprocess.run(command + [image], cwd=ROOT, capture_output=True, text=True, check=False)
+        require(made.returncode == 0, f"mkimage: {made.stderr.strip() or made.stdout.strip()}")
+        return image
+
+    def power_on(self, config="", files=None, memory=None, cpu=None, extra=()):
+        """A fresh machine with this palimpsest.conf (None: without one) and these {name: path} files on its disk."""
+        self.power_off()
+        self.image = self._image(config, files or {})
+        self.machine = BACKENDS[self.backend](self.image, self.log_path, memory or self.row.memory, self.deadline, cpu, extra)
+        self.machine.start()
+        return self.machine
+
+    def boot(self, config="", files=None, memory=None, cpu=None, extra=()):
+        """The same, up to the prompt."""
+        m = self.power_on(config, files, memory, cpu, extra)
+        m.prompt(60)
+        return m
+
+    def power_off(self):
+        if self.machine:
+            self.machine.kill()
+            self.machine = None
+            os.remove(self.image)
+
+    def bytes_file(self, name, data):
+        """A file of given bytes to put on a disk."""
+        path = os.path.join(OUT, f"{self.row.name}.{name}")
+        with open(path, "wb") as f:
+            f.write(data)
+        return path

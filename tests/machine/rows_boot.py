@@ -1,0 +1,97 @@
+"""From power-on to the prompt, and everything that stops on the way with a message."""
+import re
+
+from machine import NEW_PROMPT
+from rows import require, row
+
+HYPERVISOR = "[hypervisor]\nlog = info\n"
+COMMANDS = ("help", "version", "cpu", "log", "threads", "module list", "mem", "mem audit", "policy", "policy list", "vm list", "stat")
+
+
+@row("boot-prompt")
+def boot_prompt(bench):
+    blob = bytes(range(256)) * 20
+    m = bench.boot(HYPERVISOR + "[vm a]\nkernel = blob.bin\nautostart = no\n", {"blob.bin": bench.bytes_file("blob", blob)})
+    require(re.search(r"^palimpsest \d\S* \(debug\), booted by palimpsest-efi", m.command("version")), "version says too little")
+    require("TSC" in m.command("cpu") and m.json("cpu")["tsc_khz"] > 1000, "cpu knows no TSC frequency")
+    require(re.search(r"blob\.bin +5120 ", m.command("module list")), "module list lacks the boot file")
+    require(any(f["name"] == "blob.bin" and f["bytes"] == len(blob) for f in m.json("module list")), "module list -j lacks it")
+    require("booted by" in m.command("log", log_lines=True), "log does not begin at the start")
+    require("console" in m.command("threads"), "threads lacks the console's")
+    names = [c["name"] for c in m.json("help")]
+    missing = {"vm", "mem", "stat", "policy", "reboot", "poweroff"} - set(names)
+    require(not missing, f"no command {missing}")
+    for name in names:
+        require(m.command("help " + name).count("\n") >= 1, f"help {name} says nothing")
+        require(name in m.command("help"), f"help lacks {name}")
+    for line in COMMANDS:
+        m.json(line)
+    mem = m.json("mem")
+    require(sum(mem["frames"].values()) == mem["total_pages"] and mem["frames"]["free"] == mem["free_pages"],
+            f"mem: the frames by type do not add up: {mem}")
+
+
+@row("boot-reboot-poweroff", audit=False)
+def boot_ends(bench):
+    for command in ("reboot", "poweroff"):
+        m = bench.boot(HYPERVISOR)
+        m.send(command + "\r")
+        m.expect("palimpsest: (rebooting|powering off)", 10)
+        m.expect_end(20)
+
+
+@row("boot-without-config")
+def boot_without_config(bench):
+    m = bench.power_on(None)
+    m.expect(r"no .palimpsest\.conf", 40)
+    m.prompt()
+    require(m.json("module list") == [], "files without a configuration")
+
+
+MALFORMED = [
+    (HYPERVISOR + "[vm a]\nkernel = k\nmemroy = 4M\n", 5, 'unknown key "memroy"'),
+    ("log = info\n", 1, "before the first"),
+    (HYPERVISOR + "\n# text\n[vm a\nkernel = k\n", 5, "closing"),
+    ("[vm a]\r\nmemory = lots\r\nkernel = k\r\n", 2, "is no size"),
+    ("[vm a]\nkernel = k\ncount = 3\n[vm a1]\nkernel = k\n", 4, "already made by line 1"),
+    ("[vm a]\nkernel = k\n\x01\n", 3, "0x01"),
+]
+
+
+@row("boot-bad-config", timeout=150, audit=False)
+def boot_bad_config(bench):
+    for text, line, what in MALFORMED:
+        m = bench.power_on(text)
+        m.expect(rf"palimpsest\.conf:{line}: .*{re.escape(what)}", 40)
+        m.expect("halt", 10)
+        require(not NEW_PROMPT.search(m.text), "a prompt after a configuration that cannot be used")
+
+
+@row("boot-missing-file", audit=False)
+def boot_missing_file(bench):
+    for key in ("kernel = here\ninitrd = sub/gone.img", "kernel = gone.img", "kernel = here\nmodule = gone.img -v"):
+        m = bench.power_on(HYPERVISOR + f"[vm a]\n{key}\n", {"here": bench.bytes_file("here", b"x")})
+        m.expect(r"vm a: (initrd|kernel|module): cannot read \S*gone\.img: \S", 40)
+        m.expect("halt", 10)
+
+
+@row("boot-little-memory", audit=False)
+def boot_little_memory(bench):
+    m = bench.power_on(HYPERVISOR + "[vm a]\nkernel = big\nautostart = no\n", {"big": bench.bytes_file("big", bytes(40 << 20))},
+                       memory="64M")
+    m.expect(r"(too little memory: needs \d+ MiB|needs \d+ MiB in one piece, firmware has \d+ MiB free)", 40)
+    m.expect("halt", 10)
+    bench.boot(HYPERVISOR, memory="96M").audit() # small is not too small
+
+
+@row("boot-no-svm", backends=("svm",), audit=False)
+def boot_no_svm(bench):
+    for cpu, said in (("qemu64,-svm", "neither AMD SVM nor Intel VMX"), ("EPYC,-npt", "SVM but no nested paging")):
+        m = bench.power_on(HYPERVISOR, cpu=cpu)
+        m.expect("halted: .*" + said, 40)
+
+
+@row("boot-usb", timeout=90)
+def boot_usb(bench):
+    m = bench.boot(HYPERVISOR, extra=("--boot-from", "usb"))
+    m.command("version")

@@ -164,14 +164,13 @@ enum vmx_control_bits {
 #define C(name, bit, words) VMX_ENTRY_##name = 1 << (bit),
     VMX_ENTRY_CONTROLS(C)
 #undef C
+#define C(name, bit, words) VMX_PROC_##name = 1u << (bit),
+    VMX_PROC_CONTROLS(C)
+#undef C
 #define C(name, bit, words) VMX_PROC2_##name = 1 << (bit),
     VMX_PROC2_CONTROLS(C)
 #undef C
 };
-/* One of these is bit 31. */
-#define C(name, bit, words) static const uint32_t VMX_PROC_##name UNUSED = 1u << (bit);
-VMX_PROC_CONTROLS(C)
-#undef C
 
 /* ---- segments, events, interruptibility -------------------------------------------------------------------------------- */
 

@@ -1,0 +1,142 @@
+/*
+ * Intel VT-x: the back end's own state and the interfaces between its files. Nothing outside vmx/ includes this.
+ *
+ * A VMCS can be read and written only on the CPU where it is current (SDM 3, 25.1), so every operation that touches one begins with
+ * vmx_current(). As with a VMCB, that is the vCPU's own thread while it is out of the guest, or anybody while the vCPU is parked.
+ * Two things of a vCPU stay behind on a CPU when it leaves: its VMCS's contents in the CPU's cache, and its SYSCALL MSRs in the
+ * registers. vmx_evict() brings both back to memory, by interrupt if the CPU is another one.
+ */
+#ifndef HV_VMX_VMX_H
+#define HV_VMX_VMX_H
+
+#include "include/hv/hvm_ops.h"
+#include "include/hv/p2m.h"
+#include "include/hw/vmcs.h"
+#include "vm/vm.h"
+#include "vmx/insn.h"
+
+#define VMX_NO_CPU UINT32_MAX
+
+/* MSRs that a guest reads and writes at will and that the hypervisor never uses: exchanged when another vCPU comes. */
+enum vmx_lazy_msr { VMX_LAZY_STAR, VMX_LAZY_LSTAR, VMX_LAZY_CSTAR, VMX_LAZY_SFMASK, VMX_LAZY_KERNEL_GS_BASE, VMX_LAZY_COUNT };
+
+struct vmx_vcpu {
+    uint64_t host_rsp;         /* as the VMCS has it (entry.asm) */
+    uint64_t vmcs_hpa;
+    uint8_t *apic_page;        /* the TPR shadow is in it; NULL: CR8 exits */
+    volatile uint32_t cpu;     /* (a) where its VMCS is active; VMX_NO_CPU: nowhere, memory is up to date */
+    bool launched;
+    bool flush_linear;         /* paging mode or CR3 changed under the guest: its translations are stale */
+    bool pdptes_stale;
+    uint8_t event_len;
+    uint32_t event, event_error; /* for the next entry: ENTRY_INTERRUPTION, ENTRY_ERROR_CODE */
+    uint32_t proc_controls, entry_controls, timer;
+    uint32_t reason;           /* of the last exit */
+    uint64_t vpid_generation;  /* of the CPU `cpu` */
+    uint64_t rip, rsp, rflags; /* as the VMCS has them */
+    uint64_t cr2, dr6;         /* in no VMCS */
+    uint64_t cr0, cr4;         /* the guest's view of the bits that are ours (CR0_SHADOW, CR4_SHADOW) */
+    uint64_t lazy[VMX_LAZY_COUNT]; /* current while no CPU has them: see struct vmx_cpu */
+    uint64_t apic_hpa;
+    uint8_t cr8;               /* without a TPR shadow */
+};
+
+/* entry.asm knows it */
+_Static_assert(offsetof(struct vmx_vcpu, host_rsp) == 0, "entry.asm");
+
+static inline struct vmx_vcpu *vmx_of(const struct vcpu *v) { return v->hvm; }
+
+/* What this machine's CPUs can do and how we set them (enable.c). The control words satisfy allowed-0 and allowed-1. */
+struct vmx_features {
+    uint32_t revision, pin, proc, proc2, exit, entry;
+    uint64_t ept_vpid_cap, cr0_fixed0, cr0_fixed1, cr4_fixed0, cr4_fixed1;
+    uint32_t invept_type;
+    bool tpr_shadow, vpid, preemption_timer, ins_outs_info;
+    uint32_t timer_slice;      /* preemption timer's count for VMX_IF0_SLICE_NS */
+    uint64_t eptp_bits;        /* besides the root's address */
+};
+
+/* One for each CPU that has been enabled; this_cpu()->slot[PERCPU_HVM]. */
+struct vmx_cpu {
+    struct vmx_vcpu *current;  /* whose VMCS is the current one */
+    struct vmx_vcpu *msr_owner; /* whose lazy MSRs are in the registers */
+    const struct vcpu *dr_owner; /* whose DR0..3 are */
+    struct vmx_vcpu *volatile evict; /* (a) asked for by another CPU */
+    uint64_t vpid_generation;
+    uint32_t next_vpid;
+    mfn_t vmxon_region;
+};
+
+/* vmx/enable.c */
+const struct vmx_features *vmx_features(void);
+enum hvm_probe_result vmx_probe(const char **why);
+bool vmx_cpu_enable(const char **why);
+void vmx_cpu_disable(void);
+struct vmx_cpu *vmx_this_cpu(void);
+uint64_t vmx_msr_bitmap_hpa(void);
+const char *vmx_error_name(uint32_t number);  /* of INSTRUCTION_ERROR */
+
+/* vmx/control.c: the VMCS's life, where it is, and what it says at the start */
+bool vmx_vm_init(struct vm *vm);
+void vmx_vm_fini(struct vm *vm);
+bool vmx_vcpu_init(struct vcpu *v);
+void vmx_vcpu_fini(struct vcpu *v);
+void vmx_vcpu_reset(struct vcpu *v);
+/* Makes v's VMCS the current one of this CPU. Interrupts on, unless it is active here or nowhere. */
+void vmx_current(struct vcpu *v);
+/* Brings s back to memory from wherever it is. Interrupts on. */
+void vmx_evict(struct vmx_vcpu *s);
+bool vmx_evict_init(void);                    /* false: no interrupt vector left */
+
+/* vmx/msr.c: registers as the guest sees them */
+void vmx_get_sregs(struct vcpu *v, struct vcpu_sregs *out);
+void vmx_set_sregs(struct vcpu *v, const struct vcpu_sregs *in);
+uint64_t vmx_get_reg(struct vcpu *v, enum vcpu_reg r);
+void vmx_set_reg(struct vcpu *v, enum vcpu_reg r, uint64_t value);
+void vmx_get_seg(struct vcpu *v, enum vcpu_seg_id s, struct vcpu_seg *out);
+unsigned vmx_cpl(struct vcpu *v);
+void vmx_set_tsc_offset(struct vcpu *v, uint64_t offset);
+void vmx_set_cr8(struct vcpu *v, uint8_t tpr_class);
+uint8_t vmx_get_cr8(struct vcpu *v);
+void vmx_msr_bitmap_fill(uint8_t *map);
+/* Which bits of CR0 and CR4 the guest changes without an exit: those that mean nothing to us. */
+#define VMX_CR0_GUEST_OWNED (CR0_TS | CR0_MP | CR0_EM)
+#define VMX_CR4_GUEST_OWNED (CR4_PGE | CR4_TSD | CR4_DE | CR4_OSFXSR | CR4_OSXMMEXCPT)
+/* Interrupts off: s's lazy MSRs into the registers; those in the registers to their owner. */
+void vmx_lazy_load(struct vmx_vcpu *s);
+void vmx_lazy_save(struct vmx_cpu *c);
+/* Before an entry, interrupts on: the PDPTEs, if the guest pages with them and they may have changed. */
+void vmx_load_pdptes(struct vcpu *v);
+
+/* vmx/inject.c */
+bool vmx_can_inject_intr(struct vcpu *v);
+bool vmx_inject(struct vcpu *v, const struct vm_event *ev);
+bool vmx_event_pending(struct vcpu *v);
+void vmx_request_irq_window(struct vcpu *v, bool on);
+bool vmx_nmi_blocked(struct vcpu *v);
+void vmx_request_nmi_window(struct vcpu *v, bool on);
+void vmx_clear_interrupt_shadow(struct vcpu *v);
+/* Just before an entry and just after an exit. */
+void vmx_inject_entering(struct vcpu *v);
+void vmx_inject_exited(struct vcpu *v);
+
+/* vmx/exit.c: the exit fields in neutral form. */
+void vmx_decode_exit(struct vcpu *v, struct vm_exit *out);
+const char *vmx_reason_name(uint32_t basic_reason);
+
+/* vmx/ept.c: no accessed and dirty bits on this CPU; from now on everything counts as accessed and dirty. */
+void vmx_ept_without_ad(void);
+
+/* vmx/ops.c */
+void vmx_run(struct vcpu *v, struct vm_exit *out);
+void vmx_dump(struct vcpu *v, void (*line)(const char *));
+
+/*
+ * vmx/entry.asm: one round trip, interrupts off before and after. gpr: all but RSP, which is in the VMCS.
+ */
+enum vmx_entry_result { VMX_ENTRY_EXITED, VMX_ENTRY_NO_VMCS /* CF */, VMX_ENTRY_FAILED /* ZF: INSTRUCTION_ERROR says why */ };
+enum vmx_entry_result vmx_enter(struct vmx_vcpu *s, uint64_t *gpr, bool launched);
+/* Where exits arrive: HOST_RIP. */
+void vmx_exit_arrives(void);
+
+#endif

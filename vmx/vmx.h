@@ -16,6 +16,7 @@
 #include "vmx/insn.h"
 
 #define VMX_NO_CPU UINT32_MAX
+#define VMX_IF0_SLICE_NS UINT64_C(1000000) /* see inject.c */
 
 /* MSRs that a guest reads and writes at will and that the hypervisor never uses: exchanged when another vCPU comes. */
 enum vmx_lazy_msr { VMX_LAZY_STAR, VMX_LAZY_LSTAR, VMX_LAZY_CSTAR, VMX_LAZY_SFMASK, VMX_LAZY_KERNEL_GS_BASE, VMX_LAZY_COUNT };

@@ -106,8 +106,8 @@ void vmx_msr_bitmap_fill(uint8_t *map);
 /* Interrupts off: s's lazy MSRs into the registers; those in the registers to their owner. */
 void vmx_lazy_load(struct vmx_vcpu *s);
 void vmx_lazy_save(struct vmx_cpu *c);
-/* Before an entry, interrupts on: the PDPTEs, if the guest pages with them and they may have changed. */
-void vmx_load_pdptes(struct vcpu *v);
+/* Before an entry, interrupts on: the PDPTEs, if the guest pages with them and they may have changed. False: after a wait, try again. */
+bool vmx_load_pdptes(struct vcpu *v);
 
 /* vmx/inject.c */
 bool vmx_can_inject_intr(struct vcpu *v);

@@ -1,0 +1,203 @@
+/*
+ * One round trip into the guest, and the back end's list of operations.
+ *
+ * Translations are tagged twice (SDM 3, 29.4): what comes from EPT alone by the table's root, what comes from the guest's own
+ * paging by its VPID too. INVEPT for the root forgets both kinds, and is due when the space's generation moved (mm/dmm took
+ * something away) or the vCPU comes from another CPU, where it may have left translations long ago. The guest's own side is stale
+ * when one of its control registers was written for it; that costs one step of a counter: take a VPID that nobody has used since the
+ * last INVVPID of all, and make that one when they run out. Without VPID every entry empties that side by itself.
+ * The space's generation is read after the vCPU counts as in the guest: whoever moves it later sees the vCPU there and
+ * interrupts it, whoever moved it earlier is seen here.
+ */
+#include "vmx/vmx.h"
+
+#include "core/log.h"
+#include "include/hv/dmm.h"
+#include "lib/string.h"
+#include "x86/idt.h"
+#include "x86/percpu.h"
+
+#define VPID_COUNT 0x10000u /* 0 is the hypervisor's */
+
+/* 27.3.1.4: these are 0 in RFLAGS, and bit 1 is 1 */
+#define RFLAGS_LEGAL UINT64_C(0x3f7fd5)
+
+static uint64_t eptp_of(const struct vcpu *v) { return dmm_space_root_hpa(v->vm->space) | vmx_features()->eptp_bits; }
+
+static void take_vpid(struct vmx_cpu *c)
+{
+    if (unlikely(c->next_vpid == VPID_COUNT)) {
+        c->next_vpid = 1;
+        c->vpid_generation++;
+        invvpid(INVVPID_ALL, 0);
+    }
+    vmwrite(VMCS_VPID, c->next_vpid++);
+}
+
+static void prepare_translation(struct vcpu *v, struct vmx_vcpu *s, struct vmx_cpu *c)
+{
+    uint64_t generation = dmm_space_flush_generation(v->vm->space);
+    bool arrived = !s->vpid_generation;
+    if (unlikely(arrived || v->flush_gen_seen != generation)) {
+        vmwrite(VMCS_EPTP, eptp_of(v));
+        invept(vmx_features()->invept_type, eptp_of(v));
+        v->flush_gen_seen = generation;
+    }
+    if (unlikely(s->flush_linear || s->vpid_generation != c->vpid_generation)) {
+        if (vmx_features()->vpid)
+            take_vpid(c);
+        s->vpid_generation = c->vpid_generation;
+        s->flush_linear = false;
+    }
+}
+
+/* An exit leaves DR7 without any breakpoint armed, so the guest's DR0..3 may stay in the registers while we run. */
+static void load_breakpoints(struct vcpu *v, struct vmx_cpu *c)
+{
+    if (likely(!(vmread(VMCS_GUEST_DR7) & 0xff)) || (c->dr_owner == v && !v->dr_changed))
+        return;
+    write_dr0(v->dr[0]);
+    write_dr1(v->dr[1]);
+    write_dr2(v->dr[2]);
+    write_dr3(v->dr[3]);
+    v->dr_changed = false;
+    c->dr_owner = v;
+}
+
+static void load_registers(struct vcpu *v, struct vmx_vcpu *s)
+{
+    if (v->rip != s->rip)
+        vmwrite(VMCS_GUEST_RIP, v->rip);
+    if (v->gpr[GPR_RSP] != s->rsp)
+        vmwrite(VMCS_GUEST_RSP, v->gpr[GPR_RSP]);
+    if (v->rflags != s->rflags)
+        vmwrite(VMCS_GUEST_RFLAGS, (v->rflags & RFLAGS_LEGAL) | RFLAGS_FIXED1);
+    if (read_cr2() != s->cr2)
+        write_cr2(s->cr2);
+}
+
+static void save_registers(struct vcpu *v, struct vmx_vcpu *s)
+{
+    s->cr2 = read_cr2();
+    v->rip = s->rip = vmread(VMCS_GUEST_RIP);
+    v->gpr[GPR_RSP] = s->rsp = vmread(VMCS_GUEST_RSP);
+    v->rflags = s->rflags = vmread(VMCS_GUEST_RFLAGS);
+}
+
+/* The NMI that ended the run blocks further ones until an IRET: its handler's, which is called as the CPU would have. */
+static void take_nmi(void)
+{
+    if (VMX_EVENT_TYPE(vmread(VMCS_EXIT_INTERRUPTION)) == VMX_EVENT_NMI)
+        asm volatile("int %0" :: "i"(X86_NMI) : "memory");
+}
+
+/* The controls or our own state were refused: the guest has not run. One VM is lost, the others need not be. */
+static void report_refusal(struct vcpu *v, enum vmx_entry_result r, struct vm_exit *out)
+{
+    uint64_t error = r == VMX_ENTRY_FAILED ? vmread(VMCS_INSTRUCTION_ERROR) : 0;
+    log_error("vmx: vm%u.vcpu%u: %s failed: %s", v->vm->id, v->id, vmx_of(v)->launched ? "VMRESUME" : "VMLAUNCH",
+              r == VMX_ENTRY_FAILED ? vmx_error_name((uint32_t)error) : "no current VMCS");
+    *out = (struct vm_exit){.kind = VM_EXIT_INVALID_STATE, .raw_code = error};
+}
+
+void vmx_run(struct vcpu *v, struct vm_exit *out)
+{
+    struct vmx_vcpu *s = vmx_of(v);
+    vmx_current(v);
+    if (unlikely(!vmx_load_pdptes(v))) {
+        out->kind = VM_EXIT_INTR;
+        return;
+    }
+    cli();
+    if (unlikely(!vcpu_entry_begin(v))) {
+        sti();
+        out->kind = VM_EXIT_INTR;
+        return;
+    }
+    struct vmx_cpu *c = vmx_this_cpu();
+    prepare_translation(v, s, c);
+    load_breakpoints(v, c);
+    vmx_lazy_load(s);
+    vmx_inject_entering(v);
+    load_registers(v, s);
+    enum vmx_entry_result r = vmx_enter(s, v->gpr, s->launched);
+    if (likely(r == VMX_ENTRY_EXITED)) {
+        s->reason = (uint32_t)vmread(VMCS_EXIT_REASON);
+        if (likely(!(s->reason & VMX_REASON_ENTRY_FAILURE)))
+            s->launched = true;
+        save_registers(v, s);
+        vmx_inject_exited(v);
+        if (unlikely(s->reason == VMX_REASON_EXCEPTION_OR_NMI))
+            take_nmi();
+    }
+    vcpu_entry_end(v);
+    sti();
+    if (likely(r == VMX_ENTRY_EXITED))
+        vmx_decode_exit(v, out);
+    else
+        report_refusal(v, r, out);
+}
+
+/* ---- reports ---------------------------------------------------------------------------------------------------------------- */
+
+static void dump_segments(struct vcpu *v, void (*line)(const char *))
+{
+    static const char *const names[SEG_COUNT] = {"es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr"};
+    char text[120];
+    for (unsigned n = 0; n < SEG_COUNT; n++) {
+        struct vcpu_seg g;
+        vmx_get_seg(v, n, &g);
+        snprintf(text, sizeof(text), "%-4s %04x base %016lx limit %08x attr %04x", names[n], g.selector, g.base, g.limit, g.attr);
+        line(text);
+    }
+}
+
+/* The fields that entries are refused over, by name. */
+static void dump_fields(void (*line)(const char *))
+{
+    static const struct { enum vmcs_field field; const char *name; } shown[] = {
+#define SHOWN(name) {VMCS_##name, #name}
+        SHOWN(PIN_CONTROLS), SHOWN(PROC_CONTROLS), SHOWN(PROC2_CONTROLS), SHOWN(EXIT_CONTROLS), SHOWN(ENTRY_CONTROLS), SHOWN(EPTP),
+        SHOWN(GUEST_CR0), SHOWN(GUEST_CR4), SHOWN(INTERRUPTIBILITY), SHOWN(ACTIVITY_STATE), SHOWN(PENDING_DEBUG), SHOWN(GUEST_RFLAGS),
+        SHOWN(ENTRY_INTERRUPTION), SHOWN(IDT_VECTORING), SHOWN(EXIT_INTERRUPTION), SHOWN(GUEST_PHYSICAL_ADDRESS), SHOWN(INSTRUCTION_ERROR),
+#undef SHOWN
+    };
+    char text[160];
+    size_t used = 0;
+    for (size_t n = 0; n < ARRAY_SIZE(shown); n++) {
+        uint64_t value = 0;
+        bool ok = vmread_safe(shown[n].field, &value);
+        used += (size_t)snprintf(text + used, sizeof(text) - used, ok ? "%s %#lx  " : "%s ?  ", shown[n].name, value);
+        if (n % 3 == 2 || n == ARRAY_SIZE(shown) - 1) {
+            line(text);
+            used = 0;
+        }
+    }
+}
+
+void vmx_dump(struct vcpu *v, void (*line)(const char *))
+{
+    struct vcpu_sregs s;
+    char text[160];
+    vmx_current(v);
+    dump_segments(v, line);
+    vmx_get_sregs(v, &s);
+    snprintf(text, sizeof(text), "gdtr %016lx/%04x idtr %016lx/%04x cpl %u", s.gdtr.base, s.gdtr.limit, s.idtr.base, s.idtr.limit, vmx_cpl(v));
+    line(text);
+    snprintf(text, sizeof(text), "cr0 %016lx cr2 %016lx cr3 %016lx cr4 %016lx", s.cr0, s.cr2, s.cr3, s.cr4);
+    line(text);
+    snprintf(text, sizeof(text), "efer %016lx dr6 %08lx dr7 %08lx", s.efer, s.dr6, s.dr7);
+    line(text);
+    snprintf(text, sizeof(text), "vmcs: exit %s (%#x) qualification %#lx", vmx_reason_name(VMX_REASON_BASIC(vmx_of(v)->reason)),
+             vmx_of(v)->reason, vmread(VMCS_EXIT_QUALIFICATION));
+    line(text);
+    dump_fields(line);
+}
+
+const struct hvm_ops hvm_ops_vmx = {
+    .name = "vmx",
+    .p2m_format = &p2m_format_ept,
+#define OP(ret, fn, args) .fn = vmx_##fn,
+    HVM_OPS(OP)
+#undef OP
+};

@@ -4,7 +4,8 @@
  * The rule for intercepts: whatever the CPU would do to the machine instead of to the guest (VMLOAD and STGI run on the real
  * registers if they are let through), whatever our platform defines (CPUID, MSRs, ports, HLT), and what could keep a CPU in the
  * guest for ever: #DB and #AC raised by their own delivery (an endless loop in microcode that no interrupt breaks), and
- * shutdown. CR3, INVLPG, CR8 and the time-stamp counter belong to the guest: nested paging, V_TPR and the offset cover them.
+ * shutdown. CR3, INVLPG, CR8, task switches and the
+ * time-stamp counter belong to the guest: nested paging, V_TPR and the offset cover them.
  */
 #include "svm/svm.h"
 
@@ -18,7 +19,7 @@
     (SVM_MISC1(SVM_EXIT_INTR) | SVM_MISC1(SVM_EXIT_NMI) | SVM_MISC1(SVM_EXIT_SMI) | SVM_MISC1(SVM_EXIT_INIT) | \
      SVM_MISC1(SVM_EXIT_RDPMC) | SVM_MISC1(SVM_EXIT_CPUID) | SVM_MISC1(SVM_EXIT_RSM) | SVM_MISC1(SVM_EXIT_INVD) | \
      SVM_MISC1(SVM_EXIT_HLT) | SVM_MISC1(SVM_EXIT_INVLPGA) | SVM_MISC1(SVM_EXIT_IOIO) | SVM_MISC1(SVM_EXIT_MSR) | \
-     SVM_MISC1(SVM_EXIT_TASK_SWITCH) | SVM_MISC1(SVM_EXIT_FERR_FREEZE) | SVM_MISC1(SVM_EXIT_SHUTDOWN))
+     SVM_MISC1(SVM_EXIT_FERR_FREEZE) | SVM_MISC1(SVM_EXIT_SHUTDOWN))
 
 #define MISC2_ALWAYS                                                                                       \
     (SVM_MISC2(SVM_EXIT_VMRUN) | SVM_MISC2(SVM_EXIT_VMMCALL) | SVM_MISC2(SVM_EXIT_VMLOAD) | SVM_MISC2(SVM_EXIT_VMSAVE) | \

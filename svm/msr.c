@@ -89,10 +89,24 @@ uint64_t svm_get_reg(struct vcpu *v, enum vcpu_reg r)
     return *plain_reg(vmcb_of(v), r, &group);
 }
 
+/* Which changes of a register make the CPU forget translations: it did not execute the instruction, so the ASID is left behind. */
+static uint64_t flushing_bits(enum vcpu_reg r)
+{
+    switch (r) {
+    case VCPU_CR0: return CR0_PG | CR0_WP | CR0_PE;
+    case VCPU_CR4: return CR4_PGE | CR4_PSE | CR4_PAE | CR4_PCIDE | CR4_SMEP | CR4_SMAP;
+    case VCPU_EFER: return EFER_LMA | EFER_LME | EFER_NXE;
+    case VCPU_CR3: case VCPU_PAT: return ~UINT64_C(0);
+    default: return 0;
+    }
+}
+
 void svm_set_reg(struct vcpu *v, enum vcpu_reg r, uint64_t value)
 {
     struct svm_vcpu *s = svm_of(v);
-    uint64_t group = SVM_CLEAN_CR;
+    uint64_t group = SVM_CLEAN_CR, flushing = flushing_bits(r);
+    if (flushing && ((svm_get_reg(v, r) ^ value) & flushing || r == VCPU_CR3))
+        s->asid_generation = 0;
     if (r == VCPU_CR0)
         set_cr0(v, value);
     else if (r == VCPU_EFER)

@@ -145,7 +145,7 @@ struct vuart {
     uint32_t ring_head, ring_tail;        /* free-running; head - tail <= VUART_RING_BYTES */
     uint64_t dropped;
     char *ring;
-    struct waitq output_wait;
+    struct waitq output_wait, *watcher;
 };
 bool vuart_init(struct vuart *d, struct platform *p);
 void vuart_fini(struct vuart *d);

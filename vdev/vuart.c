@@ -65,6 +65,8 @@ static void transmit(struct vuart *d, uint8_t byte)
     d->ring[d->ring_head++ % VUART_RING_BYTES] = (char)byte;
     if (was_empty)
         waitq_wake_all(&d->output_wait);
+    if (was_empty && d->watcher)
+        waitq_wake_all(d->watcher);
 }
 
 static uint8_t read_reg(struct vuart *d, unsigned reg)
@@ -222,7 +224,15 @@ static bool console_pending(struct vm *vm)
 
 static uint64_t console_dropped(struct vm *vm) { return __atomic_load_n(&uart_of(vm)->dropped, __ATOMIC_RELAXED); }
 
+static void console_watch(struct vm *vm, struct waitq *q)
+{
+    struct vuart *d = uart_of(vm);
+    uint64_t flags = spin_lock_irqsave(&d->dev_lock);
+    d->watcher = q;
+    spin_unlock_irqrestore(&d->dev_lock, flags);
+}
+
 const struct vuart_console vuart_console = {
     .read_output = console_read, .write_input = console_write, .output_waitq = console_waitq,
-    .output_pending = console_pending, .output_dropped = console_dropped,
+    .output_pending = console_pending, .output_dropped = console_dropped, .watch = console_watch,
 };

@@ -13,7 +13,7 @@
 #include "include/hv/vdev.h"
 #include "lib/string.h"
 #include "vm/emulate_internal.h"
-#include "vm/vm.h"
+#include "vm/vm_internal.h"
 
 _Static_assert((int)EMULATE_RDI == (int)GPR_RDI && (int)EMULATE_RSP == (int)GPR_RSP && SEG_GS == 5, "one register order everywhere");
 
@@ -140,12 +140,14 @@ static bool preempt(void *ctx)
 static void get_xmm(void *ctx, unsigned reg, uint8_t val[16])
 {
     struct vcpu *v = ctx;
+    fpu_spill(v);
     memcpy(val, (const uint8_t *)v->fpu_area + XSAVE_XMM_OFFSET + 16 * reg, 16);
 }
 
 static void set_xmm(void *ctx, unsigned reg, const uint8_t val[16])
 {
     struct vcpu *v = ctx;
+    fpu_spill(v);
     memcpy((uint8_t *)v->fpu_area + XSAVE_XMM_OFFSET + 16 * reg, val, 16);
     ((uint8_t *)v->fpu_area)[XSAVE_XSTATE_BV_OFFSET] |= XSTATE_SSE;
 }

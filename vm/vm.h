@@ -42,10 +42,15 @@ struct vcpu {
     uint64_t dr[4];            /* (v) DR0..3; the back end loads them while DR7 arms one */
     bool dr_changed;           /* (v) since they were last loaded */
     void *vlapic;              /* (c) vdev/vlapic.c */
-    void *pv;                  /* (c) vm/pv.c: kvmclock state */
-    void *msrs;                /* (c) vm/msr.c: registers that only software gives a meaning */
-    struct { uint64_t rip, cr3; uint8_t kind, len; } len_cache[16]; /* (v) vm/insn_len.c */
-    volatile bool parked;      /* (a) sees vm->state != VM_RUNNING and has left the guest */
+    bool fpu_live;             /* (v) the CPU's vector registers are this vCPU's: fpu.c */
+    uint64_t tsc_aux;          /* (v) */
+    uint64_t pv_system_time, pv_wall_clock; uint32_t pv_version; /* (v) pv.c */
+    struct vcpu_msrs *msrs;    /* (c) msr.c: registers that only software gives a meaning */
+    struct { uint64_t rip, cr3; uint8_t kind, len; } len_cache[16]; /* (v) run.c */
+    uint8_t cr8_seen;          /* (v) what the vlapic knows of CR8 */
+    bool irq_window;           /* (v) asked the back end for one */
+    bool wait_for_sipi;        /* (v) */
+    bool counted;              /* (l) of the VM: in running_vcpus */
     struct vm_exit exit;       /* (v) the exit being handled */
     struct vm_exit_stat stats[VM_EXIT_KIND_COUNT]; /* (v) read by anyone */
     struct thread thread;      /* (c) */
@@ -73,8 +78,14 @@ struct vm {
     volatile bool stop_requested, reset_requested; /* (a) */
     struct waitq state_wait;   /* woken when state changes or a vCPU parks */
     volatile unsigned running_vcpus; /* (a) vCPU threads not parked */
-    bool threads_started;      /* (l) the vCPUs' threads exist */
-    uint32_t wall_clock_seq;   /* (a) vm/pv.c */
+    struct vm_cpuid *cpuid;    /* (c) */
+    uint64_t tsc_offset;       /* (l) guest TSC - TSC, of every vCPU whose guest has not set its own */
+    uint64_t paused_tsc;       /* (l) TSC when time was stopped */
+    uint64_t reset_ns;         /* (l) time_ns() of the last start or reset */
+    bool last_life_triple_faulted; /* (l) */
+    volatile bool dying;       /* (a) vm_destroy(): threads end */
+    bool hvm_ready;            /* (c) */
+    char reset_reason[64];     /* (l) */
     struct list_head node;     /* LOCK_RANK_VM_LIST */
 };
 

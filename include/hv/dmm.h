@@ -92,6 +92,8 @@ struct dmm_space_config {
 
 enum dmm_create_result { DMM_CREATE_OK, DMM_CREATE_NO_MEMORY, DMM_CREATE_OVERCOMMITTED_MIN /* sum of minima > RAM */ };
 enum dmm_create_result dmm_space_create(const struct dmm_space_config *cfg, struct dmm_space **out);
+/* All vCPUs parked, no pins left: gives back every frame of guest memory, which is EMPTY again, as after dmm_space_add_ram(). */
+void dmm_space_clear(struct dmm_space *s);
 /* All vCPUs stopped, no pins left. Gives back every frame. */
 void dmm_space_destroy(struct dmm_space *s);
 /* Declares [first, first+pages) as RAM (EMPTY). Everything else is HOLE. Before the first fault. */

@@ -29,7 +29,9 @@ static const uint16_t p2m_diagram[P2M_TYPE_COUNT][P2M_TYPE_COUNT] = {
     [P2M_IMAGE_RO][P2M_RW] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),
     [P2M_RW][P2M_TABLE] = P2M_AT(P2M_L2, P2M_CHANGE_REMOVES),                /* break */
     [P2M_TABLE][P2M_RW] = P2M_AT(P2M_L2, P2M_CHANGE_REMOVES),                /* re-form */
-    [P2M_RW][P2M_EMPTY] = P2M_AT(P2M_LEAF, P2M_CHANGE_REMOVES),              /* destroy */
+    [P2M_RW][P2M_EMPTY] = P2M_AT(P2M_LEAF, P2M_CHANGE_REMOVES),              /* destroy, clear */
+    [P2M_IMAGE_RO][P2M_EMPTY] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),          /* clear */
+    [P2M_ZERO_RO][P2M_EMPTY] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),
     [P2M_TABLE][P2M_EMPTY] = P2M_AT(P2M_L2, P2M_CHANGE_REMOVES),
 };
 static inline enum p2m_change p2m_change_of(enum p2m_type from, enum p2m_type to, unsigned level)

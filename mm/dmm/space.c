@@ -176,9 +176,9 @@ static void free_table(struct dmm_space *s, mfn_t table, unsigned level)
     frame_free(table, 0);
 }
 
-void dmm_space_destroy(struct dmm_space *s)
+/* Cuts every region off at level 2 and has all CPUs forget: nobody but us can reach what is below. */
+static void detach_all(struct dmm_space *s)
 {
-    bool outermost = dmm_enter();
     for (uint64_t n = 0; n < s->region_count; n++) {
         struct region *r = &s->regions[n];
         enum p2m_type type = r->l2e ? s->format->type_of(p2m_read(r->l2e), 2) : P2M_HOLE;
@@ -186,6 +186,48 @@ void dmm_space_destroy(struct dmm_space *s)
             r->detached = p2m_transition(s, r->l2e, 2, type, P2M_EMPTY, s->empty);
     }
     dmm_flush_wait(s);
+}
+
+/* A detached region goes back to what add_ram_region() made: EMPTY throughout, or a table of EMPTY and HOLE. */
+static void renew_region(struct dmm_space *s, struct region *r)
+{
+    for (unsigned k = 0; r->l1 && k < LARGE_PAGES; k++) {
+        p2m_entry_t e = p2m_read(&r->l1[k]);
+        enum p2m_type type = s->format->type_of(e, 1);
+        if (type == P2M_HOLE || type == P2M_EMPTY)
+            continue;
+        p2m_transition(s, &r->l1[k], 1, type, P2M_EMPTY, s->empty);
+        drop_entry(s, e, 1);
+    }
+    if (!r->l1) {
+        drop_entry(s, r->detached, 2);
+    } else if (r->ram_pages == LARGE_PAGES) {
+        frame_free(hva_to_mfn(r->l1), 0);
+        r->l1 = NULL;
+    } else {
+        p2m_transition(s, r->l2e, 2, P2M_EMPTY, P2M_TABLE, r->detached);
+    }
+    r->detached = 0;
+    r->filled_pages = 0;
+}
+
+void dmm_space_clear(struct dmm_space *s)
+{
+    bool outermost = dmm_enter();
+    detach_all(s);
+    for (uint64_t n = 0; n < s->region_count; n++)
+        if (s->regions[n].l2e)
+            renew_region(s, &s->regions[n]);
+    s->last_gfn = UINT64_MAX - 1;
+    s->streak = 0;
+    dmm_leave(outermost);
+    dmm_wake_memory_waiters();
+}
+
+void dmm_space_destroy(struct dmm_space *s)
+{
+    bool outermost = dmm_enter();
+    detach_all(s);
     for (uint64_t n = 0; n < s->region_count; n++) {
         struct region *r = &s->regions[n];
         for (unsigned k = 0; r->l1 && k < LARGE_PAGES; k++)

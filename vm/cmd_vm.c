@@ -1,0 +1,491 @@
+/*
+ * The console's view of VMs: `vm ...` and `stat`.
+ *
+ * Commands run on the console's thread and may block; what they show of a running VM is read without stopping it.
+ */
+#include "vm/vm_internal.h"
+
+#include "core/console.h"
+#include "core/time.h"
+#include "include/hv/vdev.h"
+#include "lib/string.h"
+
+#define WHY_MAX 160
+#define DETACH_KEY 0x1d /* Ctrl-] */
+
+/* ---- what a VM looks like ------------------------------------------------------------------------------------------------- */
+
+static bool any_vcpu(const struct vm *vm, enum vcpu_state s)
+{
+    for (unsigned n = 0; n < vm->vcpu_count; n++)
+        if (vm->vcpus[n]->state == s)
+            return true;
+    return false;
+}
+
+/* What there is to say about its state, in words; "" if nothing. */
+static void describe(struct vm *vm, char *buf, size_t size)
+{
+    struct dmm_usage u;
+    buf[0] = 0;
+    spin_lock(&vm->lock);
+    if (vm->state == VM_STOPPED)
+        snprintf(buf, size, "%s", vm->stop_reason);
+    spin_unlock(&vm->lock);
+    if (vm->state != VM_RUNNING || !any_vcpu(vm, VCPU_STALLED))
+        return;
+    dmm_space_usage(vm->space, &u);
+    if (u.charged >= u.max)
+        snprintf(buf, size, "stalled: it holds its maximum of %lu KiB", u.max * 4);
+    else
+        snprintf(buf, size, "stalled: the machine has no free frame left (%lu KiB free)", frame_free_pages() * 4);
+}
+
+static const char *shown_state(const struct vm *vm)
+{
+    return vm->state == VM_RUNNING && any_vcpu(vm, VCPU_STALLED) ? "stalled" : vm_state_name(vm->state);
+}
+
+static bool list_text(struct vm *vm, void *arg)
+{
+    char why[WHY_MAX];
+    struct dmm_usage u;
+    (void)arg;
+    dmm_space_usage(vm->space, &u);
+    describe(vm, why, sizeof(why));
+    con_printf("%-4u %-20s %-8s %5u %8lu %10lu %7lu  %s\n", vm->id, vm->name, shown_state(vm), vm->vcpu_count,
+               vm->config.memory_bytes >> 20, u.resident * 4, vm->reboots, why);
+    return true;
+}
+
+static void json_usage(struct json_writer *w, const struct dmm_usage *u)
+{
+    json_kv_u64(w, "memory_bytes", u->configured * PAGE_SIZE);
+    json_kv_u64(w, "resident_pages", u->resident);
+    json_kv_u64(w, "image_shared_pages", u->image_shared);
+    json_kv_u64(w, "charged_pages", u->charged);
+    json_kv_u64(w, "overhead_bytes", (u->p2m_pages + u->state_pages) * PAGE_SIZE + u->heap_bytes);
+}
+
+static uint64_t exits_of(const struct vcpu *v)
+{
+    uint64_t sum = 0;
+    for (unsigned k = 0; k < VM_EXIT_KIND_COUNT; k++)
+        sum += v->stats[k].count;
+    return sum;
+}
+
+static void json_vcpus(struct json_writer *w, struct vm *vm)
+{
+    json_key(w, "vcpus");
+    json_array_begin(w);
+    for (unsigned n = 0; n < vm->vcpu_count; n++) {
+        json_object_begin(w);
+        json_kv_string(w, "state", vcpu_state_name(vm->vcpus[n]->state));
+        json_kv_u64(w, "exits", exits_of(vm->vcpus[n]));
+        json_object_end(w);
+    }
+    json_array_end(w);
+}
+
+static void json_vm(struct json_writer *w, struct vm *vm)
+{
+    char why[WHY_MAX];
+    struct dmm_usage u;
+    dmm_space_usage(vm->space, &u);
+    describe(vm, why, sizeof(why));
+    json_object_begin(w);
+    json_kv_u64(w, "id", vm->id);
+    json_kv_string(w, "name", vm->name);
+    json_kv_string(w, "state", shown_state(vm));
+    json_kv_string(w, "reason", why);
+    json_key(w, "exit_code");
+    if (vm->exit_code < 0)
+        json_null(w);
+    else
+        json_u64(w, (uint64_t)vm->exit_code);
+    json_kv_u64(w, "reboots", vm->reboots);
+    json_usage(w, &u);
+    json_kv_u64(w, "output_dropped_bytes", vuart_console.output_dropped(vm));
+    json_vcpus(w, vm);
+    json_object_end(w);
+}
+
+static bool list_json(struct vm *vm, void *arg)
+{
+    json_vm(arg, vm);
+    return true;
+}
+
+static enum cmd_result list(struct cmd_ctx *c)
+{
+    if (c->argc != 2)
+        return CMD_USAGE;
+    if (c->want_json) {
+        json_object_begin(c->json);
+        json_key(c->json, "vms");
+        json_array_begin(c->json);
+        vm_for_each(list_json, c->json);
+        json_array_end(c->json);
+        json_object_end(c->json);
+        return CMD_OK;
+    }
+    con_printf("%-4s %-20s %-8s %5s %8s %10s %7s\n", "id", "name", "state", "vcpus", "MiB", "resident K", "resets");
+    vm_for_each(list_text, NULL);
+    return CMD_OK;
+}
+
+static void show_text(struct vm *vm)
+{
+    const struct config_vm *c = &vm->config;
+    char why[WHY_MAX];
+    struct dmm_usage u;
+    dmm_space_usage(vm->space, &u);
+    describe(vm, why, sizeof(why));
+    con_printf("name       %s (id %u)\nstate      %s%s%s\n", vm->name, vm->id, shown_state(vm), why[0] ? ": " : "", why);
+    if (vm->exit_code >= 0)
+        con_printf("exit code  %d\n", vm->exit_code);
+    con_printf("age        %lu s, %lu resets\n", (time_ns() - vm->created_ns) / 1000000000, vm->reboots);
+    con_printf("kernel     %s\n", c->kernel);
+    if (c->initrd[0])
+        con_printf("initrd     %s\n", c->initrd);
+    con_printf("cmdline    %s\n", c->cmdline);
+    for (uint32_t n = 0; n < c->module_count; n++)
+        con_printf("module     %s %s\n", c->modules[n].file, c->modules[n].args);
+    con_printf("memory     %lu KiB: resident %lu (in 2 MiB mappings %lu), from boot files %lu, zero %lu, never touched %lu\n", u.configured * 4,
+               u.resident * 4, u.resident_large * 4, u.image_shared * 4, u.zero * 4, u.empty * 4);
+    con_printf("pool       holds %lu KiB, min %lu, max %lu, weight %u\n", u.charged * 4, u.min * 4, u.max * 4, c->weight);
+    con_printf("overhead   nested tables %lu KiB, state %lu KiB, records %lu bytes\n", u.p2m_pages * 4, u.state_pages * 4, u.heap_bytes);
+    for (unsigned n = 0; n < vm->vcpu_count; n++) {
+        const struct vcpu *v = vm->vcpus[n];
+        con_printf("vcpu%-6u %s, rip %#lx, %lu exits\n", n, vcpu_state_name(v->state), v->rip, exits_of(v));
+    }
+}
+
+/* ---- commands on one VM ------------------------------------------------------------------------------------------------------ */
+
+static enum cmd_result done(struct cmd_ctx *c, const struct vm *vm, const char *what)
+{
+    if (c->want_json) {
+        json_object_begin(c->json);
+        json_kv_string(c->json, "name", vm->name);
+        json_kv_string(c->json, "state", vm_state_name(vm->state));
+        json_object_end(c->json);
+    } else {
+        con_printf("%s %s\n", vm->name, what);
+    }
+    return CMD_OK;
+}
+
+static enum cmd_result show(struct cmd_ctx *c, struct vm *vm)
+{
+    if (c->want_json)
+        json_vm(c->json, vm);
+    else
+        show_text(vm);
+    return CMD_OK;
+}
+
+static enum cmd_result start(struct cmd_ctx *c, struct vm *vm)
+{
+    char why[WHY_MAX];
+    if (vm->state == VM_RUNNING)
+        return done(c, vm, "runs already");
+    return vm_start(vm, why) == VM_OK ? done(c, vm, "started") : cmd_error(c, "%s: %s", vm->name, why);
+}
+
+static enum cmd_result pause(struct cmd_ctx *c, struct vm *vm)
+{
+    char why[WHY_MAX];
+    return vm_pause(vm, why) == VM_OK ? done(c, vm, "paused") : cmd_error(c, "%s", why);
+}
+
+static enum cmd_result resume(struct cmd_ctx *c, struct vm *vm)
+{
+    char why[WHY_MAX];
+    return vm_resume(vm, why) == VM_OK ? done(c, vm, "resumed") : cmd_error(c, "%s", why);
+}
+
+static enum cmd_result stop(struct cmd_ctx *c, struct vm *vm)
+{
+    char why[WHY_MAX];
+    return vm_stop(vm, why) == VM_OK ? done(c, vm, "stopped") : cmd_error(c, "%s", why);
+}
+
+static enum cmd_result destroy(struct cmd_ctx *c, struct vm *vm)
+{
+    char why[WHY_MAX], name[CONFIG_NAME_MAX];
+    str_copy(name, sizeof(name), vm->name);
+    if (vm_destroy(vm, why) != VM_OK)
+        return cmd_error(c, "%s", why);
+    if (c->want_json) {
+        json_object_begin(c->json);
+        json_kv_string(c->json, "name", name);
+        json_kv_string(c->json, "state", "destroyed");
+        json_object_end(c->json);
+    } else {
+        con_printf("%s destroyed\n", name);
+    }
+    return CMD_OK;
+}
+
+/* ---- create ----------------------------------------------------------------------------------------------------------------------- */
+
+static enum cmd_result create_one(struct cmd_ctx *c, const struct config_vm *cfg, const char *name)
+{
+    char why[WHY_MAX];
+    struct vm *vm;
+    if (vm_create(cfg, name, &vm, why) != VM_OK)
+        return cmd_error(c, "%s: %s", name, why);
+    if (cfg->autostart && vm_start(vm, why) != VM_OK) {
+        char ignored[WHY_MAX];
+        vm_destroy(vm, ignored);
+        return cmd_error(c, "%s: %s", name, why);
+    }
+    return done(c, vm, cfg->autostart ? "created and started" : "created");
+}
+
+static struct config_vm new_config; /* too large for a stack; the console thread's own */
+
+static enum cmd_result create(struct cmd_ctx *c)
+{
+    struct config_error err = {0};
+    char name[CONFIG_NAME_MAX];
+    if (c->argc < 3)
+        return CMD_USAGE;
+    if (!config_name_valid(c->argv[2]))
+        return cmd_error(c, "\"%s\" is no name for a VM: letters, digits, _ . and -, at most %u", c->argv[2], CONFIG_NAME_MAX - 1);
+    config_vm_defaults(&new_config, c->argv[2]);
+    for (int n = 3; n < c->argc; n++) {
+        char *value = strchr(c->argv[n], '=');
+        if (!value)
+            return cmd_error(c, "%s: expected key=value", c->argv[n]);
+        *value++ = 0;
+        if (!config_set_vm_key(&new_config, c->argv[n], value, &err))
+            return cmd_error(c, "%s", err.text);
+    }
+    if (!config_vm_check(&new_config, &err))
+        return cmd_error(c, "%s", err.text);
+    if (c->want_json && new_config.count > 1)
+        return cmd_error(c, "count: with -j create one VM at a time");
+    for (uint32_t n = 0; n < new_config.count; n++) {
+        if (!config_instance_name(&new_config, n, name, sizeof(name)))
+            return cmd_error(c, "%s: with count = %u the names are too long", new_config.name, new_config.count);
+        enum cmd_result r = create_one(c, &new_config, name);
+        if (r != CMD_OK)
+            return r;
+    }
+    return CMD_OK;
+}
+
+/* ---- console ------------------------------------------------------------------------------------------------------------------------ */
+
+static bool something_to_do(void *arg)
+{
+    struct vm *vm = arg;
+    return console_input_pending() || vuart_console.output_pending(vm) || vm->state == VM_STOPPED;
+}
+
+static void show_output(struct vm *vm)
+{
+    char buf[256];
+    size_t n;
+    while ((n = vuart_console.read_output(vm, buf, sizeof(buf))))
+        console_write_raw(buf, n);
+}
+
+/* A guest that does not read fills its serial port's queue; what is typed then is lost, as on a line without flow control. So Ctrl-]
+ * is never stuck behind anything. */
+static void attach(struct vm *vm)
+{
+    vuart_console.watch(vm, console_input_waitq());
+    for (;;) {
+        show_output(vm);
+        if (vm->state == VM_STOPPED && !console_input_pending())
+            break;
+        waitq_wait(console_input_waitq(), something_to_do, vm, WAIT_FOREVER);
+        if (!console_input_pending())
+            continue;
+        char c = (char)console_getc(0);
+        if (c == DETACH_KEY)
+            break;
+        vuart_console.write_input(vm, &c, 1);
+    }
+    show_output(vm);
+    vuart_console.watch(vm, NULL);
+}
+
+static enum cmd_result console(struct cmd_ctx *c, struct vm *vm)
+{
+    if (c->want_json)
+        return cmd_error(c, "vm console has no JSON form");
+    con_printf("console of %s; Ctrl-] leaves it\n", vm->name);
+    if (vuart_console.output_dropped(vm))
+        con_printf("(%lu bytes of older output are lost)\n", vuart_console.output_dropped(vm));
+    attach(vm);
+    con_printf("\nleft the console of %s%s%s\n", vm->name, vm->state == VM_STOPPED ? ": it has stopped: " : "",
+               vm->state == VM_STOPPED ? vm->stop_reason : "");
+    return CMD_OK;
+}
+
+/* ---- the command ----------------------------------------------------------------------------------------------------------------------- */
+
+static const struct { const char *name; enum cmd_result (*run)(struct cmd_ctx *c, struct vm *vm); } on_one[] = {
+    {"show", show}, {"start", start}, {"pause", pause}, {"resume", resume}, {"stop", stop}, {"destroy", destroy}, {"console", console},
+};
+
+static enum cmd_result cmd_vm(struct cmd_ctx *c)
+{
+    if (c->argc < 2)
+        return CMD_USAGE;
+    if (!strcmp(c->argv[1], "list"))
+        return list(c);
+    if (!strcmp(c->argv[1], "create"))
+        return create(c);
+    for (size_t n = 0; n < ARRAY_SIZE(on_one); n++) {
+        if (strcmp(c->argv[1], on_one[n].name))
+            continue;
+        if (c->argc != 3)
+            return CMD_USAGE;
+        struct vm *vm = vm_find(c->argv[2]);
+        return vm ? on_one[n].run(c, vm) : cmd_error(c, "there is no VM of the name %s", c->argv[2]);
+    }
+    return CMD_USAGE;
+}
+
+struct adder { void (*add)(const char *candidate, void *arg); void *arg; };
+
+static bool add_name(struct vm *vm, void *arg)
+{
+    struct adder *a = arg;
+    a->add(vm->name, a->arg);
+    return true;
+}
+
+static void complete_vm(int argn, char **argv, void (*add)(const char *candidate, void *arg), void *arg)
+{
+    struct adder a = {add, arg};
+    if (argn == 1) {
+        add("list", arg);
+        add("create", arg);
+        for (size_t n = 0; n < ARRAY_SIZE(on_one); n++)
+            add(on_one[n].name, arg);
+    } else if (argn == 2 && strcmp(argv[1], "list") && strcmp(argv[1], "create")) {
+        vm_for_each(add_name, &a);
+    } else if (!strcmp(argv[1], "create")) {
+        static const char *const keys[] = {"memory=", "vcpus=", "kernel=", "initrd=", "cmdline=", "module=", "autostart=", "count=", "min=",
+                                           "max=", "weight=", "debug-exit="};
+        for (size_t n = 0; n < ARRAY_SIZE(keys); n++)
+            add(keys[n], arg);
+    }
+}
+
+CONSOLE_COMMAND_C(vm, cmd_vm,
+                  "vm list\nvm show NAME\nvm create NAME kernel=FILE [key=value]...\nvm start|pause|resume|stop|destroy NAME\nvm console NAME",
+                  "virtual machines. create takes the keys of a [vm] section (\"cmdline=a b\" in quotes) and starts the VM unless\n"
+                  "autostart=no. stop switches it off, start boots it anew, destroy gives back everything.\n"
+                  "console connects the terminal to its serial port; Ctrl-] leaves it.",
+                  complete_vm);
+
+/* ---- stat ------------------------------------------------------------------------------------------------------------------------------------ */
+
+struct exit_sums { struct vm_exit_stat kind[VM_EXIT_KIND_COUNT]; };
+
+static bool add_exits(struct vm *vm, void *arg)
+{
+    struct exit_sums *sums = arg;
+    for (unsigned n = 0; n < vm->vcpu_count; n++)
+        for (unsigned k = 0; k < VM_EXIT_KIND_COUNT; k++) {
+            sums->kind[k].count += vm->vcpus[n]->stats[k].count;
+            sums->kind[k].tsc += vm->vcpus[n]->stats[k].tsc;
+        }
+    return true;
+}
+
+static void stat_json(struct json_writer *w, const struct exit_sums *sums, const struct dmm_space *s)
+{
+    json_object_begin(w);
+    json_kv_u64(w, "tsc_khz", time_tsc_khz());
+    json_key(w, "exits");
+    json_array_begin(w);
+    for (unsigned k = 0; k < VM_EXIT_KIND_COUNT; k++) {
+        if (!sums->kind[k].count)
+            continue;
+        json_object_begin(w);
+        json_kv_string(w, "reason", vm_exit_kind_name(k));
+        json_kv_u64(w, "count", sums->kind[k].count);
+        json_kv_u64(w, "tsc", sums->kind[k].tsc);
+        json_kv_u64(w, "ns", time_tsc_to_ns(sums->kind[k].tsc));
+        json_object_end(w);
+    }
+    json_array_end(w);
+    json_key(w, "faults");
+    json_array_begin(w);
+    for (unsigned k = 0; k < DMM_CAUSE_COUNT; k++) {
+        struct dmm_hist_summary h;
+        dmm_fault_summary(s, k, &h);
+        if (!h.count)
+            continue;
+        json_object_begin(w);
+        json_kv_string(w, "cause", dmm_fault_cause_name(k));
+        const struct { const char *key, *key_ns; uint64_t tsc; } cols[] = {
+            {"mean_tsc", "mean_ns", h.mean_tsc}, {"p50_tsc", "p50_ns", h.p50_tsc}, {"p99_tsc", "p99_ns", h.p99_tsc}, {"max_tsc", "max_ns", h.max_tsc}};
+        json_kv_u64(w, "count", h.count);
+        for (size_t n = 0; n < ARRAY_SIZE(cols); n++) {
+            json_kv_u64(w, cols[n].key, cols[n].tsc);
+            json_kv_u64(w, cols[n].key_ns, time_tsc_to_ns(cols[n].tsc));
+        }
+        json_object_end(w);
+    }
+    json_array_end(w);
+    json_object_end(w);
+}
+
+static void stat_text(const struct exit_sums *sums, const struct dmm_space *s)
+{
+    con_printf("%-28s %12s %14s %10s\n", "exits", "count", "ns in all", "ns each");
+    for (unsigned k = 0; k < VM_EXIT_KIND_COUNT; k++) {
+        const struct vm_exit_stat *e = &sums->kind[k];
+        if (e->count)
+            con_printf("%-28s %12lu %14lu %10lu\n", vm_exit_kind_name(k), e->count, time_tsc_to_ns(e->tsc), time_tsc_to_ns(e->tsc) / e->count);
+    }
+    con_printf("\n%-28s %12s %10s %10s %10s %10s\n", "nested faults (ns)", "count", "mean", "p50", "p99", "max");
+    for (unsigned k = 0; k < DMM_CAUSE_COUNT; k++) {
+        struct dmm_hist_summary h;
+        dmm_fault_summary(s, k, &h);
+        if (h.count)
+            con_printf("%-28s %12lu %10lu %10lu %10lu %10lu\n", dmm_fault_cause_name(k), h.count, time_tsc_to_ns(h.mean_tsc),
+                       time_tsc_to_ns(h.p50_tsc), time_tsc_to_ns(h.p99_tsc), time_tsc_to_ns(h.max_tsc));
+    }
+}
+
+static enum cmd_result cmd_stat(struct cmd_ctx *c)
+{
+    struct exit_sums sums = {0};
+    struct vm *vm = NULL;
+    if (c->argc > 2)
+        return CMD_USAGE;
+    if (c->argc == 2 && !(vm = vm_find(c->argv[1])))
+        return cmd_error(c, "there is no VM of the name %s", c->argv[1]);
+    if (vm)
+        add_exits(vm, &sums);
+    else
+        vm_for_each(add_exits, &sums);
+    if (c->want_json)
+        stat_json(c->json, &sums, vm ? vm->space : NULL);
+    else
+        stat_text(&sums, vm ? vm->space : NULL);
+    return CMD_OK;
+}
+
+static void complete_stat(int argn, char **argv, void (*add)(const char *candidate, void *arg), void *arg)
+{
+    struct adder a = {add, arg};
+    (void)argv;
+    if (argn == 1)
+        vm_for_each(add_name, &a);
+}
+
+CONSOLE_COMMAND_C(stat, cmd_stat, "stat [VM]",
+                  "exits by reason with the time we spent on them, and nested faults by cause with their latency; of one VM or of all",
+                  complete_stat);

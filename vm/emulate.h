@@ -91,9 +91,9 @@ struct vcpu;
 enum emulate_result emulate_vcpu_fetch(struct vcpu *v, struct insn *i, struct emulate_outcome *out);
 /* Executes the instruction at RIP. DONE: registers and RIP moved (vcpu_advance_rip). FAULT: the exception was injected.
  * BLOCKED, STALLED: the caller waits (dmm_wait, dmm_wait_memory) and enters the guest again, which comes back.
- * UNSUPPORTED: nothing has changed; the caller decides (report and stop). Vector moves use the image in v->fpu_area,
- * into which they spill the guest's registers first (vm/fpu.c). STRING_IO: checks what it finds against v->exit.u.io, and answers AGAIN if the guest has exchanged the
- * instruction since. */
+ * UNSUPPORTED: nothing has changed; the caller decides (report and stop). Vector moves use the image in v->fpu_area, into which
+ * they spill the guest's registers first (vm/fpu.c). STRING_IO: checks what it finds against v->exit.u.io, and answers AGAIN if
+ * the guest has exchanged the instruction since. */
 enum emulate_result emulate_vcpu(struct vcpu *v, enum emulate_kind kind, struct emulate_outcome *out);
 /* For CR/DR exits without decode assists: what does the instruction at RIP want? UNSUPPORTED: it is no such instruction
  * (the guest changed it): just enter the guest. With DONE the caller acts, then calls finish (MOV_FROM_*, SMSW: `value`

@@ -12,7 +12,7 @@
 #include <string.h>
 #include "include/hv/vdev.h"
 #include "vm/emulate.h"
-#include "vm/vm.h"
+#include "vm/vm_internal.h"
 
 static uint8_t ram[65536];
 static uint64_t absent_page = UINT64_MAX, blocked_page = UINT64_MAX; /* faults in the guest's tables; not there in DMM */
@@ -32,6 +32,7 @@ static void get_seg(struct vcpu *c, enum vcpu_seg_id s, struct vcpu_seg *out) { 
 static unsigned get_cpl(struct vcpu *c) { (void)c; return cpl; }
 static const struct hvm_ops fake_hvm = {.get_reg = get_reg, .get_seg = get_seg, .cpl = get_cpl};
 const struct hvm_ops *hvm(void) { return &fake_hvm; }
+void fpu_spill(struct vcpu *unused) { (void)unused; }
 bool thread_need_resched(void) { return false; }
 void vcpu_advance_rip(struct vcpu *c, unsigned len) { c->rip += len; advanced += len; }
 void vcpu_inject_exception(struct vcpu *c, uint8_t vector, bool has_error, uint32_t e)

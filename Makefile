@@ -102,9 +102,9 @@ $(OUT)/obj/palimpsest.0.elf $(OUT)/palimpsest.elf: $(OUT)/obj/sources
 
 # --- the UEFI application ---------------------------------------------------------------------------------------------
 
-EFI_C     := $(sort $(wildcard boot/*.c lib/*.c))
+EFI_C     := $(filter-out boot/multiboot2%,$(sort $(wildcard boot/*.c lib/*.c)))
 EFI_OBJ   := $(EFI_C:%.c=$(OUT)/efi/%.o) $(OUT)/efi/boot/embed.asm.o \
-             $(OUT)/efi/boot/efi_enter.asm.o
+             $(OUT)/efi/boot/enter.asm.o
 EFI_FLAGS := -std=gnu17 -O2 -g -ffreestanding -fpic -fshort-wchar -mno-red-zone -mgeneral-regs-only \
              -fno-stack-protector -fno-strict-aliasing -fvisibility=hidden -fcf-protection=none \
              -fno-asynchronous-unwind-tables -ffile-prefix-map=$(CURDIR)/= $(WARN) -DGNU_EFI_USE_MS_ABI \
@@ -124,7 +124,7 @@ $(OUT)/efi/boot/embed.asm.o: boot/embed.asm $(OUT)/palimpsest.stripped.elf Makef
 	@mkdir -p $(@D)
 	$(Q)$(NASM) -f elf64 -Werror -I $(OUT)/ -o $@ $<
 
-$(OUT)/efi/boot/efi_enter.asm.o: boot/efi_enter.asm Makefile
+$(OUT)/efi/boot/enter.asm.o: boot/enter.asm Makefile
 	$(call say,NASM,$<)
 	@mkdir -p $(@D)
 	$(Q)$(NASM) -f elf64 -Werror -o $@ $<

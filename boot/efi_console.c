@@ -6,45 +6,10 @@
 #include "boot/loader.h"
 #include "lib/string.h"
 
-#define COM1 0x3f8
-#define UART_LSR_THRE 0x20
-#define UART_SPIN_LIMIT 1000000 /* a port that never drains must not hang the loader */
-
 EFI_SYSTEM_TABLE *efi_st;
 EFI_BOOT_SERVICES *efi_bs;
 
 static bool have_conout, have_uart;
-
-static void outb(uint16_t port, uint8_t v) { asm volatile("outb %0, %1" : : "a"(v), "Nd"(port)); }
-static uint8_t inb(uint16_t port)
-{
-    uint8_t v;
-    asm volatile("inb %1, %0" : "=a"(v) : "Nd"(port));
-    return v;
-}
-
-/* 115200 8N1, FIFO on; false if nothing answers there. */
-static bool uart_init(void)
-{
-    outb(COM1 + 7, 0x5a); /* the scratch register remembers; an absent port reads all ones */
-    if (inb(COM1 + 7) != 0x5a)
-        return false;
-    outb(COM1 + 1, 0);
-    outb(COM1 + 3, 0x80);
-    outb(COM1 + 0, 1);
-    outb(COM1 + 1, 0);
-    outb(COM1 + 3, 0x03);
-    outb(COM1 + 2, 0x07);
-    outb(COM1 + 4, 0x03);
-    return true;
-}
-
-static void uart_putc(char c)
-{
-    for (unsigned i = 0; i < UART_SPIN_LIMIT && !(inb(COM1 + 5) & UART_LSR_THRE); i++)
-        asm volatile("pause");
-    outb(COM1, (uint8_t)c);
-}
 
 /*
  * Does one of the device paths in ConOut lead to COM1, i.e. has an ACPI node PNP0501 with UID 0 (UEFI 2.10, 10.3.3)? The variable
@@ -77,24 +42,20 @@ void loader_console_init(void)
 {
     have_conout = efi_st->ConOut != NULL;
     if (!have_conout || !conout_is_com1())
-        have_uart = uart_init();
+        have_uart = serial_init();
 }
 
 void loader_boot_services_ended(void)
 {
     if (have_conout && !have_uart)
-        have_uart = uart_init();
+        have_uart = serial_init();
     have_conout = false;
 }
 
 static void put_line(const char *s)
 {
-    if (have_uart) {
-        for (const char *p = s; *p; p++)
-            uart_putc(*p);
-        uart_putc('\r');
-        uart_putc('\n');
-    }
+    if (have_uart)
+        serial_put(s);
     if (!have_conout)
         return;
     CHAR16 wide[256];

@@ -27,29 +27,11 @@ void *loader_alloc(uint64_t bytes, EFI_MEMORY_TYPE type, const char *what)
     return (void *)at;
 }
 
+void *loader_keep(uint64_t bytes, const char *what) { return loader_alloc(bytes, EfiLoaderData, what); }
+
 void loader_free(void *p, uint64_t bytes)
 {
     efi_bs->FreePages((EFI_PHYSICAL_ADDRESS)p, MAX(ALIGN_UP(bytes, PAGE_SIZE), PAGE_SIZE) / PAGE_SIZE);
-}
-
-static enum boot_mem_type type_of(const EFI_MEMORY_DESCRIPTOR *d)
-{
-    switch (d->Type) {
-    case EfiBootServicesCode:
-    case EfiBootServicesData:
-    case EfiConventionalMemory:
-        return d->Attribute & EFI_MEMORY_WB ? BOOT_MEM_USABLE : BOOT_MEM_RESERVED; /* uncacheable RAM is of no use */
-    case EfiLoaderCode:
-    case EfiLoaderData: return BOOT_MEM_LOADER;
-    case EfiRuntimeServicesCode:
-    case EfiRuntimeServicesData: return BOOT_MEM_RUNTIME;
-    case EfiACPIReclaimMemory: return BOOT_MEM_ACPI_RECLAIM;
-    case EfiACPIMemoryNVS: return BOOT_MEM_ACPI_NVS;
-    case EfiMemoryMappedIO:
-    case EfiMemoryMappedIOPortSpace: return BOOT_MEM_MMIO;
-    case EfiUnusableMemory: return BOOT_MEM_BAD;
-    default: return BOOT_MEM_RESERVED; /* also types that this loader does not know yet */
-    }
 }
 
 /* Room for the map as it is now and a little more; boot-services memory, which we may still read right after. */
@@ -80,7 +62,7 @@ static EFI_STATUS fetch_map(struct memmap *m, UINTN *key)
     for (UINTN at = 0; at + descriptor_bytes <= size; at += descriptor_bytes) {
         const EFI_MEMORY_DESCRIPTOR *d = (const EFI_MEMORY_DESCRIPTOR *)(final.raw + at);
         uint64_t pages = MIN(d->NumberOfPages, BIT64(52 - PAGE_SHIFT));
-        memmap_add(m, d->PhysicalStart, pages << PAGE_SHIFT, type_of(d));
+        memmap_add(m, d->PhysicalStart, pages << PAGE_SHIFT, memmap_efi_type(d->Type, d->Attribute));
     }
     return EFI_SUCCESS;
 }

@@ -6,6 +6,7 @@
 #define HV_BOOT_LOADER_H
 
 #include <efi.h>
+#include "boot/image.h"
 #include "boot/memmap.h"
 #include "include/abi/boot_info.h"
 #include "include/hv/types.h"
@@ -19,19 +20,13 @@ extern EFI_BOOT_SERVICES *efi_bs;
 
 /* --- efi_console.c: messages --- */
 void loader_console_init(void);
-void loader_print(const char *fmt, ...) PRINTF_LIKE(1, 2);         /* a line; "\n" is added */
-NORETURN void loader_halt(const char *fmt, ...) PRINTF_LIKE(1, 2); /* "palimpsest: halted: CAUSE", then hlt for ever */
 void loader_boot_services_ended(void);                             /* from here on only the serial port is left */
 const char *efi_reason(EFI_STATUS status);                         /* "no such file", ... */
-
-/* --- efi_cpu.c --- */
-void loader_check_cpu(void);                                       /* halts if this CPU cannot run us */
 
 /* --- efi_memory.c --- */
 /* `bytes` rounded up to pages, zeroed. EfiLoaderData stays ours after boot (BOOT_MEM_LOADER), EfiBootServicesData is
  * free then. Halts with the name of `what` if there is no memory. */
 void *loader_alloc(uint64_t bytes, EFI_MEMORY_TYPE type, const char *what);
-void loader_free(void *p, uint64_t bytes);
 uint64_t loader_free_bytes(void);                                  /* that boot services could still give out */
 void loader_check_memory(uint64_t image_bytes, uint64_t file_bytes); /* halts if core would not have enough */
 /* The sorted map of now; false if it has too many ranges. */
@@ -48,14 +43,5 @@ EFI_STATUS loader_read_file(const char *name, EFI_MEMORY_TYPE type, uint64_t max
 /* "\guests\a.elf" on a volume, "tftp://10.0.2.2/guests/a.elf" on a network; valid until the next call. */
 const char *loader_file_path(const char *name);
 const char *loader_files_hint(void);                               /* to append to "no such file"; may be "" */
-
-/* --- efi_image.c --- */
-/* Places the embedded hypervisor, fills image_hpa and image_size, returns the address of hv_entry. */
-uint64_t loader_place_image(struct boot_info *bi);
-/* The page tables of the contract in boot_info.h; returns CR3. */
-uint64_t loader_build_tables(const struct boot_info *bi, const struct memmap *m);
-
-/* --- efi_enter.asm --- */
-NORETURN void loader_enter(uint64_t cr3, uint64_t entry, uint64_t boot_info_va);
 
 #endif

@@ -14,6 +14,7 @@ _Static_assert(BOOT_MEM_USABLE < BOOT_MEM_LOADER && BOOT_MEM_LOADER < BOOT_MEM_I
                BOOT_MEM_ACPI_NVS < BOOT_MEM_RUNTIME && BOOT_MEM_RUNTIME < BOOT_MEM_RESERVED &&
                BOOT_MEM_RESERVED < BOOT_MEM_MMIO && BOOT_MEM_MMIO < BOOT_MEM_BAD, "ascending restriction");
 
+#define EFI_MEMORY_WRITE_BACK BIT64(3)
 #define ADDRESS_LIMIT BIT64(52) /* physical addresses end here at the latest (AMD APM 2, 5.3) */
 
 void memmap_init(struct memmap *m, struct boot_mem_range *in, uint64_t *edges, size_t max)
@@ -24,6 +25,19 @@ void memmap_init(struct memmap *m, struct boot_mem_range *in, uint64_t *edges, s
 bool boot_mem_is_ram(uint32_t type)
 {
     return type >= BOOT_MEM_USABLE && type <= BOOT_MEM_RUNTIME;
+}
+
+enum boot_mem_type memmap_efi_type(uint32_t efi_type, uint64_t attribute)
+{
+    static const uint8_t types[] = {
+        [1] = BOOT_MEM_LOADER, BOOT_MEM_LOADER, BOOT_MEM_USABLE, BOOT_MEM_USABLE /* boot services */, BOOT_MEM_RUNTIME, BOOT_MEM_RUNTIME,
+        BOOT_MEM_USABLE, BOOT_MEM_BAD, BOOT_MEM_ACPI_RECLAIM, BOOT_MEM_ACPI_NVS, BOOT_MEM_MMIO, BOOT_MEM_MMIO,
+    };
+    if (efi_type >= sizeof(types) || !types[efi_type])
+        return BOOT_MEM_RESERVED; /* also types that nobody here knows yet */
+    if (types[efi_type] == BOOT_MEM_USABLE && !(attribute & EFI_MEMORY_WRITE_BACK))
+        return BOOT_MEM_RESERVED; /* uncacheable RAM is of no use */
+    return types[efi_type];
 }
 
 void memmap_add(struct memmap *m, uint64_t base, uint64_t size, enum boot_mem_type type)

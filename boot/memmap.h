@@ -18,6 +18,8 @@ void memmap_init(struct memmap *m, struct boot_mem_range *in, uint64_t *edges, s
 void memmap_add(struct memmap *m, uint64_t base, uint64_t size, enum boot_mem_type type);
 /* Writes at most `max` sorted, disjoint, merged ranges; returns how many it would have needed. */
 size_t memmap_normalise(struct memmap *m, struct boot_mem_range *out, size_t max);
+/* Of a UEFI memory descriptor, by its numbers (UEFI 2.10, table 7.6), for the time after boot services. */
+enum boot_mem_type memmap_efi_type(uint32_t efi_type, uint64_t attribute);
 /* Is this RAM, whoever uses it? */
 bool boot_mem_is_ram(uint32_t type);
 

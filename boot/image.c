@@ -6,7 +6,7 @@
  * map are the same tables reached through two entries of the top level, of which only the former says no-execute:
  * the loader's own code must run between the load of CR3 and the jump, and nothing else may.
  */
-#include "boot/loader.h"
+#include "boot/image.h"
 #include "lib/string.h"
 
 extern const uint8_t embedded_image[], embedded_image_end[]; /* boot/embed.asm */
@@ -64,7 +64,7 @@ uint64_t loader_place_image(struct boot_info *bi)
     const struct elf_header *h = (const struct elf_header *)embedded_image;
     uint64_t span = check_image(h, (uint64_t)(embedded_image_end - embedded_image));
 
-    uint64_t block = (uint64_t)loader_alloc(span + LARGE_SIZE - PAGE_SIZE, EfiLoaderData, "the hypervisor image");
+    uint64_t block = (uint64_t)loader_keep(span + LARGE_SIZE - PAGE_SIZE, "the hypervisor image");
     uint64_t block_end = block + span + LARGE_SIZE - PAGE_SIZE;
     uint64_t base = ALIGN_UP(block, LARGE_SIZE);
     if (base > block)
@@ -86,7 +86,7 @@ uint64_t loader_place_image(struct boot_info *bi)
 static uint64_t *table_below(uint64_t *table, size_t i)
 {
     if (!(table[i] & PTE_P))
-        table[i] = (uint64_t)loader_alloc(PAGE_SIZE, EfiLoaderData, "page tables") | PTE_P | PTE_W;
+        table[i] = (uint64_t)loader_keep(PAGE_SIZE, "page tables") | PTE_P | PTE_W;
     return (uint64_t *)(table[i] & PTE_ADDR);
 }
 
@@ -115,7 +115,7 @@ static void map_image(uint64_t *pml4, const struct boot_info *bi)
 
 uint64_t loader_build_tables(const struct boot_info *bi, const struct memmap *m)
 {
-    uint64_t *pml4 = loader_alloc(PAGE_SIZE, EfiLoaderData, "page tables");
+    uint64_t *pml4 = loader_keep(PAGE_SIZE, "page tables");
     size_t direct = HV_DIRECTMAP_BASE >> 39 & 511;
     map_direct(pml4, 0, GIB(4));
     for (size_t i = 0; i < m->count; i++) {

@@ -1,9 +1,9 @@
 /*
  * Can this CPU run us? Asked before anything is loaded, because the answer is about the machine and not about the
- * medium, and because after ExitBootServices() the screen is gone. "Present but switched off by firmware" is
+ * medium, and because under UEFI the screen is gone later. "Present but switched off by firmware" is
  * told apart from "not there": the first is one setting away.
  */
-#include "boot/loader.h"
+#include "boot/image.h"
 
 #define MSR_IA32_FEATURE_CONTROL 0x3a
 #define FEATURE_CONTROL_LOCKED BIT64(0)

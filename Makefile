@@ -43,6 +43,7 @@ HV_DIRS := lib x86 core mm mm/dmm policies drivers vm svm vdev
 HV_C    := $(filter-out %/asm_offsets.c,$(foreach d,$(HV_DIRS),$(sort $(wildcard $(d)/*.c))))
 HV_ASM  := boot/entry.asm $(foreach d,$(HV_DIRS),$(sort $(wildcard $(d)/*.asm)))
 HV_OBJ  := $(HV_C:%.c=$(OUT)/obj/%.o) $(HV_ASM:%.asm=$(OUT)/obj/%.asm.o)
+.SECONDARY:
 OFFSETS := $(patsubst %.c,$(OUT)/gen/%.inc,$(foreach d,$(HV_DIRS),$(wildcard $(d)/asm_offsets.c)))
 
 WARN     := -Wall -Wextra -Werror -Wmissing-prototypes -Wstrict-prototypes -Wshadow -Wundef
@@ -50,6 +51,13 @@ HV_FLAGS := -std=gnu17 -O2 -g -ffreestanding -nostdlib -fno-pic -mcmodel=kernel 
             -fno-omit-frame-pointer -fno-strict-aliasing -fno-asynchronous-unwind-tables -fstack-protector-strong \
             -mstack-protector-guard=global -fcf-protection=none -ffile-prefix-map=$(CURDIR)/= $(WARN) \
             -I. -DHV_HOST=0 -DHV_DEBUG=$(DEBUG)
+
+# What runs once, or at a person's pace, is compiled for size: a quarter of the image, and the cache is left to the exit paths.
+COLD := lib/config lib/json lib/printf x86/cpu core/cmd_% core/console% core/ksyms core/log core/main core/panic drivers/% mm/early \
+        mm/hostmap mm/dmm/audit mm/dmm/cmd_mem mm/dmm/space policies/% vdev/acpi_tables vdev/platform vdev/vp% vdev/vr% vdev/vuart \
+        vm/cmd_% vm/cpuid vm/cr vm/guest_walk vm/emulate% vm/insn vm/load% vm/vm \
+        svm/control svm/enable vmx/control vmx/enable
+$(filter $(COLD:%=$(OUT)/obj/%.o),$(HV_OBJ)): HV_FLAGS += -Os
 
 $(OUT)/obj/%.o: %.c Makefile
 	$(call say,CC,$<)
@@ -105,7 +113,7 @@ $(OUT)/obj/palimpsest.0.elf $(OUT)/palimpsest.elf: $(OUT)/obj/sources
 EFI_C     := $(filter-out boot/multiboot2%,$(sort $(wildcard boot/*.c lib/*.c)))
 EFI_OBJ   := $(EFI_C:%.c=$(OUT)/efi/%.o) $(OUT)/efi/boot/embed.asm.o \
              $(OUT)/efi/boot/enter.asm.o
-EFI_FLAGS := -std=gnu17 -O2 -g -ffreestanding -fpic -fshort-wchar -mno-red-zone -mgeneral-regs-only \
+EFI_FLAGS := -std=gnu17 -Os -g -ffreestanding -fpic -fshort-wchar -mno-red-zone -mgeneral-regs-only \
              -fno-stack-protector -fno-strict-aliasing -fvisibility=hidden -fcf-protection=none \
              -fno-asynchronous-unwind-tables -ffile-prefix-map=$(CURDIR)/= $(WARN) -DGNU_EFI_USE_MS_ABI \
              -isystem /usr/include/efi -isystem /usr/include/efi/x86_64 -I. -DHV_HOST=0 -DHV_DEBUG=$(DEBUG)

@@ -199,6 +199,19 @@ static void destroy(struct vm_model *v)
     v->s = NULL;
 }
 
+/* A VM that stops or is reset: as if just created, and it can go on. */
+static void clear(struct vm_model *v)
+{
+    struct dmm_usage u;
+    while (v->pin_total)
+        unpin_one(v);
+    dmm_space_clear(v->s);
+    memset(v->stamp, 0, sizeof(v->stamp));
+    dmm_space_usage(v->s, &u);
+    assert_int_equal(u.resident + u.image_shared + u.shared + u.zero + u.charged + u.resident_large, 0);
+    assert_int_equal(u.empty, VM_PAGES - (HOLE_END - HOLE_FIRST));
+}
+
 static void check_everything(struct vm_model *v)
 {
     uint64_t word;
@@ -227,7 +240,7 @@ static void step(void)
     case 3: case 4: unpin_one(v); break;
     case 5: dmm_break_large(v->s, gfn_of(g)); break;
     case 6: dmm_reform_large(v->s, gfn_of(g)); break;
-    case 7: if (host_random(40) == 0) destroy(v); break;
+    case 7: if (host_random(40) == 0) destroy(v); else if (host_random(20) == 0) clear(v); break;
     case 8: frame_zero_some((unsigned)host_random(700)); break;
     case 9: dmm_policy_set(dmm_policy_find("demand"), "zero_read", host_random(2)); break;
     case 10: dmm_policy_set(dmm_policy_find("demand"), "large_free_percent", host_random(2) ? 0 : 101); break;

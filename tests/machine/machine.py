@@ -200,6 +200,48 @@ class Machine:
             raise Failure(f"`{line}`: {said}")
         return said if error else value
 
+    # ---- guests --------------------------------------------------------------------------------------------------------
+
+    def attach(self, name):
+        self.send(f"vm console {name}\r")
+        self.expect(rf"console of {re.escape(name)}; Ctrl-\] leaves it\r\n", 20)
+
+    def detach(self):
+        self.send(DETACH)
+        self.expect(r"left the console of", 20)
+        self.prompt(20)
+
+    def shell(self, line, timeout=30):
+        """A command in the Linux guest whose console is attached; what it printed. It must succeed."""
+        self.send(f"echo begin-$?; {line}; echo status-$?\n")
+        match = self.expect(re.compile(r"begin-\d+\r\n(.*?)status-(\d+)\r\n", re.S), timeout)
+        self.expect(r"\S*# ", 20)
+        text = ESCAPES.sub("", match.group(1)).replace("\r", "").strip()
+        if match.group(2) != "0":
+            raise Failure(f"in the guest, `{line}` ended with status {match.group(2)}: {text}")
+        return text
+
+    def vm(self, name):
+        return self.json(f"vm show {name}")
+
+    def vm_until(self, name, test, timeout=60, what=None):
+        """Waits until test(what vm show says) is true. A VM that stops when that is not what is waited for ends the wait."""
+        def look(answer):
+            if test(answer):
+                return answer
+            if answer["state"] == "stopped":
+                raise Failure(f"{name} stopped: {answer['reason']}")
+            return None
+        return self.until(f"vm show {name}", look, timeout, what)
+
+    def vm_stopped(self, name, timeout=60):
+        return self.vm_until(name, lambda v: v["state"] == "stopped", timeout, f"{name} stopped")
+
+    def frames(self):
+        """Frames that nobody has, and those of all guests."""
+        mem = self.json("mem")
+        return mem["free_pages"], mem["frames"]["guest"]
+
     def until(self, line, test, timeout=60, what=None):
         """Asks `line -j` until test(answer) is true; the question itself paces this, as its answer takes the guest's time."""
         limit = time.monotonic() + timeout

@@ -116,7 +116,8 @@ void thread_init(struct thread *t, const char *name, enum thread_prio prio, thre
     list_init(&t->wait_node);
     list_init(&t->all_node);
     uint64_t *sp = (uint64_t *)((char *)stack_base + stack_bytes);
-    push(&sp, 0);              /* keeps the stack as the ABI wants it: 16-byte aligned before the call in thread_entry */
+    push(&sp, 0);
+    push(&sp, 0);              /* two: the stack is 16-byte aligned before the call in thread_entry, as the ABI wants it */
     push(&sp, (uintptr_t)thread_entry);
     for (int i = 0; i < 6; i++)
         push(&sp, 0);

@@ -242,7 +242,9 @@ static bool set_key(struct parser *p, const char *key, const char *value)
             return fail(p->err, "%s is given twice in [vm %s]", key, p->vm->name);
         p->keys_seen |= 1u << k;
     }
-    return config_set_vm_key(p->vm, key, value, p->err);
+    bool ok = config_set_vm_key(p->vm, key, value, p->err);
+    p->err->line = p->line; /* it knows of no lines */
+    return ok;
 }
 
 /* `a` could have an instance called `name`. */

@@ -34,11 +34,12 @@ void *memset(void *d, int c, size_t n)
     return d;
 }
 
+typedef uint64_t word_anywhere __attribute__((aligned(1), may_alias));
+
 int memcmp(const void *a, const void *b, size_t n)
 {
     const unsigned char *x = a, *y = b;
-    for (; n >= 8 && *(const uint64_t __attribute__((aligned(1), may_alias)) *)x ==
-                     *(const uint64_t __attribute__((aligned(1), may_alias)) *)y; n -= 8, x += 8, y += 8)
+    for (; n >= 8 && *(const word_anywhere *)x == *(const word_anywhere *)y; n -= 8, x += 8, y += 8)
         ;
     for (; n; n--, x++, y++)
         if (*x != *y)

@@ -41,7 +41,7 @@ struct console_command {
 
 #define CONSOLE_COMMAND_C(id, run_, usage_, help_, complete_)                                              \
     static const struct console_command console_command_##id                                               \
-        __attribute__((used, section(".console_commands"), aligned(8))) = {                                \
+        __attribute__((used, section(".console_commands." #id), aligned(8))) = {                                \
             .name = #id, .run = (run_), .usage = (usage_), .help = (help_), .complete = (complete_)}
 #define CONSOLE_COMMAND(id, run_, usage_, help_) CONSOLE_COMMAND_C(id, run_, usage_, help_, NULL)
 

@@ -208,8 +208,13 @@ static bool set_hypervisor_key(struct parser *p, const char *key, const char *va
 {
     static const char *const levels[] = {"error", "warn", "info", "debug"};
     uint32_t bit = !strcmp(key, "log") ? 1 : !strcmp(key, "console") ? 2 : 0;
+    if (!strcmp(key, "file")) {
+        if (p->c->file_count == CONFIG_MAX_FILES)
+            return fail(p->err, "file: more than %d files", CONFIG_MAX_FILES);
+        return set_file(p->c->files[p->c->file_count++], key, value, p->err);
+    }
     if (!bit)
-        return fail(p->err, "unknown key \"%.32s\" in [hypervisor]; it has: log console", key);
+        return fail(p->err, "unknown key \"%.32s\" in [hypervisor]; it has: log console file", key);
     if (p->keys_seen & bit)
         return fail(p->err, "%s is given twice", key);
     p->keys_seen |= bit;
@@ -384,12 +389,23 @@ static bool named_before(const struct config *c, uint32_t v, unsigned i, const c
     return false;
 }
 
+static bool listed_before(const struct config *c, uint32_t end, const char *file)
+{
+    for (uint32_t n = 0; n < end; n++)
+        if (!strcmp(c->files[n], file))
+            return true;
+    return false;
+}
+
 void config_for_each_file(const struct config *c, bool (*cb)(const char *file, void *arg), void *arg)
 {
+    for (uint32_t n = 0; n < c->file_count; n++)
+        if (!listed_before(c, n, c->files[n]) && !cb(c->files[n], arg))
+            return;
     for (uint32_t v = 0; v < c->vm_count; v++)
         for (unsigned i = 0; i < 2 + c->vms[v].module_count; i++) {
             const char *file = file_of(&c->vms[v], i);
-            if (*file && !named_before(c, v, i, file) && !cb(file, arg))
+            if (*file && !listed_before(c, c->file_count, file) && !named_before(c, v, i, file) && !cb(file, arg))
                 return;
         }
 }

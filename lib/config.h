@@ -3,7 +3,7 @@
  * and for `vm create NAME key=value ...` (config_set_vm_key). Untrusted input: everything is validated here, every
  * error names file, line and what was wrong.
  *
- *   # comment                     [hypervisor]  log = info|debug|warn|error, console = ttyS0[,115200]
+ *   # comment                     [hypervisor]  log = info|debug|warn|error, console = ttyS0[,115200], file = FILE (repeatable)
  *   [vm NAME]                     memory = 512M   vcpus = 1   kernel = FILE   initrd = FILE   cmdline = TEXT
  *                                 module = FILE [ARGS] (repeatable)   autostart = yes|no   count = N
  *                                 min = SIZE   max = SIZE   weight = N   debug-exit = yes|no
@@ -18,6 +18,7 @@
 #define CONFIG_MAX_VMS 64       /* sections; count= may multiply them, up to CONFIG_MAX_COUNT each */
 #define CONFIG_MAX_COUNT 256
 #define CONFIG_MAX_MODULES 8
+#define CONFIG_MAX_FILES 32      /* file = : for `vm create` later */
 #define CONFIG_MAX_VCPUS 64
 
 struct config_module { char file[CONFIG_FILE_MAX]; char args[256]; };
@@ -38,6 +39,8 @@ struct config_vm {
 struct config {
     uint32_t log_level;     /* enum log_level's numbers; default 2 (info) */
     uint32_t console_baud;  /* default 115200 */
+    uint32_t file_count;
+    char files[CONFIG_MAX_FILES][CONFIG_FILE_MAX];
     uint32_t vm_count;
     struct config_vm vms[CONFIG_MAX_VMS];
 };

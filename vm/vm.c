@@ -423,6 +423,14 @@ static enum vm_result check_config(const struct config_vm *cfg, const char *name
     return VM_OK;
 }
 
+/* Commands are the only ones who allocate in the long run, and this is one: the difference is what the VM took. */
+static void account(struct vm *vm, uint64_t heap_before)
+{
+    struct dmm_usage u;
+    dmm_space_usage(vm->space, &u);
+    dmm_space_add_overhead(vm->space, kheap_bytes_in_use() - heap_before - u.heap_bytes + vm->vcpu_count * VCPU_STACK_BYTES);
+}
+
 static enum vm_result create(const struct config_vm *cfg, const char *name, struct vm **out, char *why)
 {
     if (!ops)
@@ -430,6 +438,7 @@ static enum vm_result create(const struct config_vm *cfg, const char *name, stru
     enum vm_result r = check_config(cfg, name, why);
     if (r != VM_OK)
         return r;
+    uint64_t heap_before = kheap_bytes_in_use();
     struct vm *vm = kzalloc(sizeof(*vm));
     if (!vm)
         return refuse(why, VM_NO_MEMORY, "no memory for the VM's state");
@@ -446,6 +455,7 @@ static enum vm_result create(const struct config_vm *cfg, const char *name, stru
         vm_free(vm);
         return r;
     }
+    account(vm, heap_before);
     spin_lock(&list_lock);
     list_add_tail(&vms, &vm->node);
     spin_unlock(&list_lock);

@@ -150,8 +150,10 @@ void dmm_fault_summary(const struct dmm_space *s /* NULL: all */, enum dmm_fault
 struct dmm_usage { /* of one space, in 4 KiB pages; exact */
     uint64_t configured, resident, resident_large /* of which in 2 MiB mappings */, image_shared, shared, zero,
         empty, pinned, p2m_pages, state_pages, min, max, charged;
-    uint64_t heap_bytes; /* DMM's own records of this space: with p2m_pages and state_pages its exact overhead */
+    uint64_t heap_bytes; /* records, stacks and buffers kept for this VM: with p2m_pages and state_pages its exact overhead */
 };
+/* What the owner allocated for this VM beside its frames. */
+void dmm_space_add_overhead(struct dmm_space *s, uint64_t heap_bytes);
 void dmm_space_usage(const struct dmm_space *s, struct dmm_usage *out);
 
 /* The ledger: checks every conservation law on the live system (all spaces frozen for the duration). Calls

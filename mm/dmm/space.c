@@ -263,6 +263,8 @@ void dmm_space_usage(const struct dmm_space *s, struct dmm_usage *out)
     out->empty = s->ram_pages - out->resident - out->image_shared - out->shared - out->zero;
 }
 
+void dmm_space_add_overhead(struct dmm_space *s, uint64_t heap_bytes) { s->heap_bytes += heap_bytes; }
+
 struct cause_sum { enum dmm_fault_cause cause; struct dmm_hist hist; };
 
 static bool add_hist(struct dmm_space *s, void *arg)

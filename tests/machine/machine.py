@@ -16,7 +16,7 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PROMPT = "palimpsest> "
 NEW_PROMPT = re.compile(r"\n" + re.escape(PROMPT))
-PANIC = re.compile(r"\*\*\* PANIC on pcpu .*")
+PANIC = re.compile(r"\*\*\* PANIC on pcpu .*\n")
 HALTED = re.compile(r"palimpsest: halted: .*\n")
 ESCAPES = re.compile(r"\x1b\[[0-9;=?]*[A-Za-z]")
 LOG_LINE = re.compile(r"^\[ *\d+\.\d{6}\] ")

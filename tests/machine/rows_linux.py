@@ -122,7 +122,7 @@ def vm_console(bench):
     m.expect(r":/# ", 20)
     big = m.shell("i=0; while [ $i -lt 400 ]; do echo line $i; i=$((i+1)); done", 60)
     require(big.startswith("line 0\n") and big.endswith("line 399") and len(big.split("\n")) == 400, "output lost while attached")
-    m.send("(sleep 1; i=0; while [ $i -lt 20000 ]; do echo filling the ring $i; i=$((i+1)); done; echo end of flood) &\n")
+    m.send("(sleep 1; i=0; while [ $i -lt 1500 ]; do echo filling the ring $i; i=$((i+1)); done; echo end of flood) &\n")
     m.detach()
     m.vm_until("a", lambda v: v["output_dropped_bytes"] > 0, 90, "a ring that overflows")
     m.attach("a")

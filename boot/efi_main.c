@@ -17,8 +17,8 @@ EFI_STATUS efi_main(EFI_HANDLE self, EFI_SYSTEM_TABLE *st);
 
 static uint64_t file_bytes_total;
 
-/* Reads one file that a VM names, unless another one named it before. */
-static void load_file(struct boot_info *bi, const char *vm, const char *key, const char *name)
+/* Reads one file that a section names, unless it was named before. */
+static void load_file(struct boot_info *bi, const char *section, const char *key, const char *name)
 {
     struct loader_file f;
     if (!*name)
@@ -27,10 +27,10 @@ static void load_file(struct boot_info *bi, const char *vm, const char *key, con
         if (strcmp(bi->files[i].name, name) == 0)
             return;
     if (bi->file_count == BOOT_MAX_FILES)
-        loader_halt(CONFIG_PATH ": vm %s: %s: more than %u boot files", vm, key, BOOT_MAX_FILES);
+        loader_halt(CONFIG_PATH ": [%s] %s: more than %u boot files", section, key, BOOT_MAX_FILES);
     struct boot_file *entry = &bi->files[bi->file_count];
     if (!str_copy(entry->name, sizeof(entry->name), name))
-        loader_halt(CONFIG_PATH ": vm %s: %s: file name too long: %s", vm, key, name);
+        loader_halt(CONFIG_PATH ": [%s] %s: file name too long: %s", section, key, name);
 
     EFI_STATUS status = loader_read_file(name, EfiLoaderData, FILE_MAX_BYTES, &f);
     if (EFI_ERROR(status)) {
@@ -40,7 +40,7 @@ static void load_file(struct boot_info *bi, const char *vm, const char *key, con
                      (unsigned long long)(f.size >> 20), (unsigned long long)(loader_free_bytes() >> 20));
         else if (status == EFI_NOT_FOUND)
             str_copy(detail, sizeof(detail), loader_files_hint());
-        loader_print(CONFIG_PATH ": vm %s: %s: cannot read %s: %s%s", vm, key, loader_file_path(name), efi_reason(status),
+        loader_print(CONFIG_PATH ": [%s] %s: cannot read %s: %s%s", section, key, loader_file_path(name), efi_reason(status),
                      detail);
         loader_halt("a boot file cannot be read");
     }
@@ -55,11 +55,15 @@ static void load_files(struct boot_info *bi, const struct config *c)
 {
     for (uint32_t i = 0; i < c->vm_count; i++) {
         const struct config_vm *vm = &c->vms[i];
-        load_file(bi, vm->name, "kernel", vm->kernel);
-        load_file(bi, vm->name, "initrd", vm->initrd);
+        char section[CONFIG_NAME_MAX + 4];
+        snprintf(section, sizeof(section), "vm %s", vm->name);
+        load_file(bi, section, "kernel", vm->kernel);
+        load_file(bi, section, "initrd", vm->initrd);
         for (uint32_t j = 0; j < vm->module_count; j++)
-            load_file(bi, vm->name, "module", vm->modules[j].file);
+            load_file(bi, section, "module", vm->modules[j].file);
     }
+    for (uint32_t i = 0; i < c->file_count; i++)
+        load_file(bi, "hypervisor", "file", c->files[i]);
 }
 
 /* The configuration is parsed here only to learn which files to read; core parses the text again. */

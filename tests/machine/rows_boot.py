@@ -71,7 +71,7 @@ def boot_bad_config(bench):
 def boot_missing_file(bench):
     for key in ("kernel = here\ninitrd = sub/gone.img", "kernel = gone.img", "kernel = here\nmodule = gone.img -v"):
         m = bench.power_on(HYPERVISOR + f"[vm a]\n{key}\n", {"here": bench.bytes_file("here", b"x")})
-        m.expect(r"vm a: (initrd|kernel|module): cannot read \S*gone\.img: \S", 40)
+        m.expect(r"\[vm a\] (initrd|kernel|module): cannot read \S*gone\.img: \S", 40)
         m.expect("halt", 10)
 
 

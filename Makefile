@@ -33,8 +33,8 @@ OUT   := build/$(CFG)
 CONFIG ?= guests/demo.conf
 ADD    ?= build/guest-kernel/vmlinuz build/guests/initramfs.img
 
-.PHONY: all image run setup test test-unit test-fuzz test-machine bench bench-run check check-headers clean help FORCE
-all: $(OUT)/palimpsest.elf $(OUT)/BOOTX64.EFI
+.PHONY: all image iso run setup test test-unit test-fuzz test-machine bench bench-run check check-headers clean help FORCE
+all: $(OUT)/palimpsest.elf $(OUT)/BOOTX64.EFI $(OUT)/palimpsest.mb2
 
 # --- the hypervisor ---------------------------------------------------------------------------------------------------
 
@@ -149,6 +149,33 @@ $(OUT)/BOOTX64.EFI: $(OUT)/efi/palimpsest-efi.so
 	$(Q)objcopy -j .text -j .sdata -j .data -j .dynamic -j .dynsym -j .rel -j .rela -j '.rel.*' -j '.rela.*' -j .reloc \
 	    -j .rodata --target efi-app-x86_64 --subsystem=10 $< $@
 
+# --- the multiboot2 loader: a flat file for GRUB ---------------------------------------------------------------------------
+
+MB2_C     := $(filter-out boot/efi_%,$(sort $(wildcard boot/*.c lib/*.c)))
+MB2_OBJ   := $(OUT)/mb2/boot/multiboot2.asm.o $(MB2_C:%.c=$(OUT)/mb2/%.o) $(OUT)/efi/boot/embed.asm.o $(OUT)/efi/boot/enter.asm.o
+MB2_FLAGS := -std=gnu17 -O2 -g -ffreestanding -fpie -mno-red-zone -mgeneral-regs-only -fno-stack-protector -fno-strict-aliasing \
+             -fvisibility=hidden -fcf-protection=none -fno-asynchronous-unwind-tables -ffile-prefix-map=$(CURDIR)/= $(WARN) \
+             -I. -DHV_HOST=0 -DHV_DEBUG=$(DEBUG)
+
+$(OUT)/mb2/%.o: %.c Makefile
+	$(call say,CC,$< (mb2))
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(MB2_FLAGS) -MMD -MP -c $< -o $@
+
+$(OUT)/mb2/boot/multiboot2.asm.o: boot/multiboot2.asm Makefile
+	$(call say,NASM,$<)
+	@mkdir -p $(@D)
+	$(Q)$(NASM) -f elf64 -Werror -o $@ $<
+
+$(OUT)/mb2/palimpsest-mb2.elf: $(MB2_OBJ) boot/multiboot2.ld Makefile
+	$(call say,LD,$@)
+	$(Q)$(LD) -nostdlib -pie --no-dynamic-linker -z noexecstack -z norelro -z max-page-size=4096 --no-undefined \
+	    --no-warn-rwx-segments -T boot/multiboot2.ld -o $@ $(MB2_OBJ)
+
+$(OUT)/palimpsest.mb2: $(OUT)/mb2/palimpsest-mb2.elf
+	$(Q)objcopy -O binary -j .multiboot2 -j .text -j .rodata -j .rela -j .data --gap-fill 0 --pad-to $$($(NM) $< | \
+	    sed -n 's/^0*\([0-9a-f]*\) . mb2_load_end$$/0x\1/p') $< $@
+
 # --- images and running -----------------------------------------------------------------------------------------------
 
 setup:
@@ -167,6 +194,13 @@ build/palimpsest.img: $(OUT)/BOOTX64.EFI $(CONFIG) $(foreach f,$(ADD),$(firstwor
 	$(Q)tools/mkimage --efi $(OUT)/BOOTX64.EFI --config $(CONFIG) $(foreach f,$(ADD),--add $(f)) $@
 
 image: build/palimpsest.img
+
+# Boots by GRUB on BIOS and UEFI machines, from CD or written to a stick.
+build/palimpsest.iso: $(OUT)/palimpsest.mb2 $(CONFIG) $(foreach f,$(ADD),$(firstword $(subst =, ,$(f)))) tools/mkiso FORCE
+	$(call say,ISO,$@)
+	$(Q)tools/mkiso --mb2 $(OUT)/palimpsest.mb2 --config $(CONFIG) $(foreach f,$(ADD),--add $(f)) $@
+
+iso: build/palimpsest.iso
 
 # QEMU's own options go into RUN, e.g. make run RUN="--memory 2G --gdb".
 run: setup
@@ -264,11 +298,12 @@ check-headers:
 	    echo "headers: $$((n-bad)) passed, $$bad failed"; [ $$bad = 0 ]
 
 clean:
-	$(Q)rm -rf build/release build/debug build/unit build/fuzz build/bench build/guests build/palimpsest.img
+	$(Q)rm -rf build/release build/debug build/unit build/fuzz build/bench build/guests build/palimpsest.img build/palimpsest.iso
 
 help:
 	@echo 'make                  the hypervisor: build/release/palimpsest.elf and BOOTX64.EFI (DEBUG=1: build/debug)'
 	@echo 'make image            build/palimpsest.img from CONFIG=file ADD="files"'
+	@echo 'make iso              build/palimpsest.iso from the same: GRUB, for BIOS and UEFI, CD or stick'
 	@echo 'make run              image, then boot it in QEMU; RUN="--memory 2G --cpus 1 --gdb" goes to tools/run-qemu'
 	@echo 'make test             everything; the last line is "N passed, N failed"'
 	@echo 'make test-unit        host tests (UNIT=prefix)'

@@ -1,0 +1,276 @@
+/*
+ * The multiboot2 loader: from GRUB to hv_entry, on BIOS machines and on UEFI machines that GRUB has already taken from firmware.
+ *
+ * There is no allocator left to ask, so one is made of the map: the largest free range below 4 GiB (what our identity tables reach), from
+ * which pages are taken in order and nothing is given back; core releases them with all loader memory. What GRUB
+ * has put somewhere (this program, the boot information, the modules) is laid over the map first. GRUB fills low memory too, page 0
+ * included, and puts the boot information into the same page as the end of a small file: what is there is copied up before
+ * anything is written.
+ *
+ * GRUB has read the files: each module's first word after its file name is the name that the configuration calls it by;
+ * "palimpsest.conf" is the configuration.
+ */
+#include "boot/image.h"
+#include "boot/multiboot2_tags.h"
+#include "lib/config.h"
+#include "lib/string.h"
+
+#define LOADER_NAME "palimpsest-multiboot2 0.1"
+#define CONFIG_NAME "palimpsest.conf"
+#define MAX_RANGES 1024
+#define REACH GIB(4)
+#define LOW_MEMORY MIB(1)
+/* What core needs at the least beside image and boot files, as for the UEFI loader. */
+#define CORE_MIN_BYTES MIB(64)
+
+void multiboot2_main(const void *info);
+extern const uint8_t mb2_base[], mb2_bss_end[];
+
+static struct mb2_info mb;
+static struct boot_mem_range ranges[MAX_RANGES], sorted[MAX_RANGES];
+static uint64_t edges[2 * MAX_RANGES];
+static struct memmap map;
+static struct { uint64_t first, next, end; } arena;
+
+/* ---- messages ------------------------------------------------------------------------------------------------------------ */
+
+static bool have_serial;
+
+/* Line by line from the top; more than a screen of them begins there again. */
+static void screen_put(const char *s)
+{
+    enum { COLUMNS = 80, ROWS = 25, GREY = 0x0700 };
+    static unsigned row;
+    uint16_t *cell = (uint16_t *)0xb8000 + row * COLUMNS;
+    for (unsigned n = 0; n < COLUMNS; n++)
+        *(volatile uint16_t *)&cell[n] = GREY | (uint8_t)(*s ? *s++ : ' ');
+    row = (row + 1) % ROWS;
+}
+
+void loader_print(const char *fmt, ...)
+{
+    char line[512];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(line, sizeof(line), fmt, ap);
+    va_end(ap);
+    if (have_serial)
+        serial_put(line);
+    if (mb.text_screen)
+        screen_put(line);
+}
+
+void loader_halt(const char *fmt, ...)
+{
+    char cause[400];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(cause, sizeof(cause), fmt, ap);
+    va_end(ap);
+    loader_print("palimpsest: halted: %s", cause);
+    for (;;)
+        asm volatile("cli; hlt");
+}
+
+/* ---- memory ---------------------------------------------------------------------------------------------------------------- */
+
+void *loader_keep(uint64_t bytes, const char *what)
+{
+    uint64_t size = MAX(ALIGN_UP(bytes, PAGE_SIZE), PAGE_SIZE), at = arena.next;
+    if (size > arena.end - at)
+        loader_halt("not enough memory for %s: needs %llu KiB, the largest free range below 4 GiB has %llu KiB left", what,
+                    (unsigned long long)(size / 1024), (unsigned long long)((arena.end - at) / 1024));
+    arena.next += size;
+    memset((void *)at, 0, size);
+    return (void *)at;
+}
+
+void loader_free(void *p, uint64_t bytes)
+{
+    (void)p, (void)bytes; /* core gets it with the rest */
+}
+
+static void build_map(const void *info)
+{
+    memmap_init(&map, ranges, edges, MAX_RANGES - 2);
+    mb2_add_memory(&mb, &map);
+    memmap_add(&map, 0, PAGE_SIZE, BOOT_MEM_RESERVED); /* real-mode vectors; and NULL stays nobody's frame */
+    memmap_add(&map, (uint64_t)mb2_base, (uint64_t)(mb2_bss_end - mb2_base), BOOT_MEM_LOADER);
+    memmap_add(&map, (uint64_t)info, mb2_info_bytes(info), BOOT_MEM_LOADER);
+    for (uint32_t i = 0; i < mb.module_count; i++)
+        memmap_add(&map, mb.modules[i].hpa, mb.modules[i].size, BOOT_MEM_LOADER);
+}
+
+static void choose_arena(void)
+{
+    uint64_t usable = 0, files = 0;
+    size_t count = memmap_normalise(&map, sorted, MAX_RANGES);
+    for (size_t i = 0; i < MIN(count, MAX_RANGES); i++) {
+        uint64_t base = sorted[i].base, end = MIN(base + sorted[i].size, REACH);
+        if (sorted[i].type != BOOT_MEM_USABLE)
+            continue;
+        usable += sorted[i].size;
+        if (base < end && end - base > arena.end - arena.first)
+            arena.first = arena.next = base, arena.end = end;
+    }
+    for (uint32_t i = 0; i < mb.module_count; i++)
+        files += mb.modules[i].size;
+    if (usable < CORE_MIN_BYTES)
+        loader_halt("too little memory: needs %llu MiB besides %llu MiB of boot files, this machine has %llu MiB left",
+                    (unsigned long long)(CORE_MIN_BYTES >> 20), (unsigned long long)(files >> 20), (unsigned long long)(usable >> 20));
+}
+
+static void finish_map(struct boot_info *bi)
+{
+    map.max = MAX_RANGES; /* the two that were kept back */
+    memmap_add(&map, arena.first, arena.next - arena.first, BOOT_MEM_LOADER);
+    memmap_add(&map, bi->image_hpa, bi->image_size, BOOT_MEM_IMAGE);
+    size_t count = memmap_normalise(&map, bi->mem, BOOT_MAX_MEM_RANGES);
+    if (count > BOOT_MAX_MEM_RANGES || map.overflow)
+        loader_halt("the memory map has %llu ranges, at most %u can be handled", (unsigned long long)count, BOOT_MAX_MEM_RANGES);
+    bi->mem_count = (uint32_t)count;
+}
+
+/* ---- files ------------------------------------------------------------------------------------------------------------------ */
+
+/* The file where it can stay, with zeroes up to its page's end. */
+static uint64_t settle(const struct mb2_module *m, const char *name)
+{
+    if (m->hpa < LOW_MEMORY)
+        return (uint64_t)memcpy(loader_keep(m->size, name), (const void *)m->hpa, m->size);
+    memset((void *)(m->hpa + m->size), 0, ALIGN_UP(m->size, PAGE_SIZE) - m->size);
+    return m->hpa;
+}
+
+static void take_module(struct boot_info *bi, const struct mb2_module *m)
+{
+    char name[BOOT_NAME_MAX] = "";
+    size_t n = 0;
+    while (m->args[n] && m->args[n] != ' ' && n < sizeof(name))
+        n++;
+    if (n == 0 || n == sizeof(name))
+        loader_halt("a module of %llu bytes has no name, or one that is too long: write \"module2 FILE NAME\"", (unsigned long long)m->size);
+    memcpy(name, m->args, n);
+    if (strcmp(name, CONFIG_NAME) == 0) {
+        bi->config_hpa = settle(m, name);
+        bi->config_size = m->size;
+        return;
+    }
+    if (bi->file_count == BOOT_MAX_FILES)
+        loader_halt("more than %u modules", BOOT_MAX_FILES);
+    struct boot_file *f = &bi->files[bi->file_count++];
+    f->hpa = settle(m, name);
+    f->size = m->size;
+    memcpy(f->name, name, sizeof(name));
+    loader_print("palimpsest: module %s, %llu KiB", name, (unsigned long long)(m->size + 1023) / 1024);
+}
+
+static bool check_file(const char *file, void *arg)
+{
+    const struct boot_info *bi = arg;
+    for (uint32_t i = 0; i < bi->file_count; i++)
+        if (strcmp(bi->files[i].name, file) == 0)
+            return true;
+    loader_halt(CONFIG_NAME " names %s, but no module has this name: add \"module2 FILE %s\" to GRUB's configuration", file, file);
+}
+
+/* Read here only to say at once what is missing; core parses the text again. */
+static void check_config(struct boot_info *bi)
+{
+    struct config_error err = {0};
+    if (!bi->config_hpa) {
+        loader_print("palimpsest: no module is called " CONFIG_NAME ": starting without virtual machines");
+        return;
+    }
+    struct config *c = loader_keep(sizeof(*c), "the configuration");
+    config_defaults(c);
+    if (!config_parse(c, (const char *)bi->config_hpa, bi->config_size, &err))
+        loader_halt(CONFIG_NAME ":%u: %s", err.line, err.text);
+    config_for_each_file(c, check_file, bi);
+}
+
+/* ---- ACPI ------------------------------------------------------------------------------------------------------------------- */
+
+/* ACPI 6.5, 5.2.5.2: in the first KiB of the EBDA or in the BIOS's ROM, on a 16-byte boundary. */
+static uint64_t scan_bios(uint64_t base, uint64_t end)
+{
+    for (uint64_t at = ALIGN_UP(base, 16u); at + 20 <= end; at += 16) {
+        const uint8_t *p = (const uint8_t *)at;
+        uint8_t sum = 0;
+        for (unsigned n = 0; n < 20; n++)
+            sum = (uint8_t)(sum + p[n]);
+        if (sum == 0 && memcmp(p, "RSD PTR ", 8) == 0)
+            return at;
+    }
+    return 0;
+}
+
+/* The table's offsets are UEFI 2.10's, 4.3 and 4.6. */
+static uint64_t scan_efi(uint64_t system_table)
+{
+    static const uint8_t acpi_2[16] = {0x71, 0xe8, 0x68, 0x88, 0xf1, 0xe4, 0xd3, 0x11, 0xbc, 0x22, 0x00, 0x80, 0xc7, 0x3c, 0x88, 0x81};
+    static const uint8_t acpi_1[16] = {0x30, 0x2d, 0x9d, 0xeb, 0x88, 0x2d, 0xd3, 0x11, 0x9a, 0x16, 0x00, 0x90, 0x27, 0x3f, 0xc1, 0x4d};
+    struct { uint64_t count, tables; } st;
+    uint64_t rsdp = 0;
+    if (system_table >= REACH - PAGE_SIZE)
+        return 0;
+    memcpy(&st, (const void *)(system_table + 104), sizeof(st));
+    for (uint64_t i = 0; i < MIN(st.count, 256u) && st.tables < REACH - PAGE_SIZE * 2; i++) {
+        const uint8_t *entry = (const uint8_t *)(st.tables + i * 24);
+        if (memcmp(entry, acpi_2, 16) != 0 && (rsdp || memcmp(entry, acpi_1, 16) != 0))
+            continue;
+        memcpy(&rsdp, entry + 16, sizeof(rsdp));
+        if (memcmp(entry, acpi_2, 16) == 0)
+            break;
+    }
+    return rsdp;
+}
+
+/* GRUB gives a copy, which lies in memory that core will reuse: it gets a page that is kept as ACPI's own. */
+static uint64_t find_rsdp(void)
+{
+    if (mb.rsdp && mb.rsdp_bytes >= 20) {
+        void *page = loader_keep(PAGE_SIZE, "the ACPI root pointer");
+        memcpy(page, mb.rsdp, MIN(mb.rsdp_bytes, PAGE_SIZE));
+        memmap_add(&map, (uint64_t)page, PAGE_SIZE, BOOT_MEM_ACPI_RECLAIM);
+        return (uint64_t)page;
+    }
+    if (mb.efi_system_table)
+        return scan_efi(mb.efi_system_table);
+    uint16_t ebda;
+    memcpy(&ebda, (const void *)0x40e, sizeof(ebda));
+    uint64_t rsdp = ebda ? scan_bios((uint64_t)ebda << 4, ((uint64_t)ebda << 4) + 1024) : 0;
+    return rsdp ? rsdp : scan_bios(0xe0000, 0x100000);
+}
+
+void multiboot2_main(const void *info)
+{
+    const char *why;
+    have_serial = serial_init();
+    bool ok = mb2_decode(info, REACH - (uint64_t)info, &mb, &why); /* first: it says where the screen is */
+    loader_print("palimpsest: %s", LOADER_NAME);
+    if (!ok)
+        loader_halt("the boot loader's information cannot be used: %s", why);
+    loader_check_cpu();
+    build_map(info);
+    choose_arena();
+    info = memcpy(loader_keep(mb2_info_bytes(info), "the boot information"), info, mb2_info_bytes(info));
+    mb2_decode(info, mb2_info_bytes(info), &mb, &why); /* the same again, where it can stay */
+
+    struct boot_info *bi = loader_keep(sizeof(*bi), "boot_info");
+    bi->magic = BOOT_INFO_MAGIC;
+    bi->version = BOOT_INFO_VERSION;
+    bi->size = sizeof(*bi);
+    snprintf(bi->loader, sizeof(bi->loader), LOADER_NAME " from %.32s", *mb.loader ? mb.loader : "an unnamed loader");
+    str_copy(bi->cmdline, sizeof(bi->cmdline), mb.cmdline);
+    for (uint32_t i = 0; i < mb.module_count; i++)
+        take_module(bi, &mb.modules[i]);
+    check_config(bi);
+    uint64_t entry = loader_place_image(bi);
+    bi->rsdp_hpa = find_rsdp();
+    bi->efi_system_table = mb.efi_system_table;
+    bi->fb = mb.fb;
+    uint64_t cr3 = loader_build_tables(bi, &map);
+    finish_map(bi);
+    loader_enter(cr3, entry, HV_DIRECTMAP_BASE + (uint64_t)bi);
+}

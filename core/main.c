@@ -103,7 +103,7 @@ static void start_thread(struct thread *t, const char *name, enum thread_prio pr
 
 /* ---- the boot thread ------------------------------------------------------------------------------------------------- */
 
-static const struct hvm_ops *const backends[] = {&hvm_ops_svm};
+static const struct hvm_ops *const backends[] = {&hvm_ops_svm, &hvm_ops_vmx};
 
 /* The back end that this CPU offers, turned on; NULL with the causes logged. */
 static const struct hvm_ops *choose_backend(void)

@@ -39,7 +39,7 @@ all: $(OUT)/palimpsest.elf $(OUT)/BOOTX64.EFI $(OUT)/palimpsest.mb2
 # --- the hypervisor ---------------------------------------------------------------------------------------------------
 
 # vmx/ joins the image when it is complete
-HV_DIRS := lib x86 core mm mm/dmm policies drivers vm svm vdev
+HV_DIRS := lib x86 core mm mm/dmm policies drivers vm svm vmx vdev
 HV_C    := $(filter-out %/asm_offsets.c,$(foreach d,$(HV_DIRS),$(sort $(wildcard $(d)/*.c))))
 HV_ASM  := boot/entry.asm $(foreach d,$(HV_DIRS),$(sort $(wildcard $(d)/*.asm)))
 HV_OBJ  := $(HV_C:%.c=$(OUT)/obj/%.o) $(HV_ASM:%.asm=$(OUT)/obj/%.asm.o)

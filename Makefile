@@ -55,7 +55,7 @@ HV_FLAGS := -std=gnu17 -O2 -g -ffreestanding -nostdlib -fno-pic -mcmodel=kernel 
 # What runs once, or at a person's pace, is compiled for size: a quarter of the image, and the cache is left to the exit paths.
 COLD := lib/config lib/json lib/printf x86/cpu core/cmd_% core/console% core/ksyms core/log core/main core/panic drivers/% mm/early \
         mm/hostmap mm/dmm/audit mm/dmm/cmd_mem mm/dmm/space policies/% vdev/acpi_tables vdev/platform vdev/vp% vdev/vr% vdev/vuart \
-        vm/cmd_% vm/cpuid vm/cr vm/guest_walk vm/emulate% vm/insn vm/load% vm/vm \
+        vm/cmd_% vm/cr vm/guest_walk vm/emulate% vm/insn vm/load% vm/vm \
         svm/control svm/enable vmx/control vmx/enable
 $(filter $(COLD:%=$(OUT)/obj/%.o),$(HV_OBJ)): HV_FLAGS += -Os
 

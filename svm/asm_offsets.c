@@ -1,6 +1,8 @@
 /* Constants for entry.asm; the Makefile turns each line of the assembly into a %define. */
 #include "svm/svm.h"
 
+_Static_assert(offsetof(struct vcpu, gpr) == 0, "GPR offsets count from the vCPU");
+
 #define OFFSET(name, value) asm volatile("\n#define " #name " %c0" :: "i"(value))
 
 void svm_asm_offsets(void);
@@ -13,4 +15,7 @@ void svm_asm_offsets(void)
     OFFSET(GPR_RDI_AT, GPR_RDI * 8);
     OFFSET(GPR_RBP_AT, GPR_RBP * 8);
     OFFSET(GPR_R8_AT, GPR_R8 * 8);
+    OFFSET(VCPU_HVM_AT, offsetof(struct vcpu, hvm));
+    OFFSET(SVM_VMCB_HPA_AT, offsetof(struct svm_vcpu, vmcb_hpa));
+    OFFSET(SVM_HOST_VMCB_HPA_AT, offsetof(struct svm_vcpu, host_vmcb_hpa));
 }

@@ -10,13 +10,11 @@
 #include "x86/cpu.h"
 #include "x86/percpu.h"
 
-static struct svm_features features;
+struct svm_features svm_feature_flags;
 static uint8_t iopm[SVM_IOPM_BYTES] __attribute__((aligned(4096)));
 static uint8_t msrpm[SVM_MSRPM_BYTES] __attribute__((aligned(4096)));
 static uint64_t iopm_hpa, msrpm_hpa;
 
-const struct svm_features *svm_features(void) { return &features; }
-struct svm_cpu *svm_this_cpu(void) { return this_cpu()->slot[PERCPU_HVM]; }
 uint64_t svm_iopm_hpa(void) { return iopm_hpa; }
 uint64_t svm_msrpm_hpa(void) { return msrpm_hpa; }
 
@@ -56,7 +54,7 @@ static uint64_t image_hpa_of(const void *p)
 
 static void init_shared(void)
 {
-    features = (struct svm_features){
+    svm_feature_flags = (struct svm_features){
         .asids = cpu_leaf(CPUID_LEAF_EXT_SVM, 0).ebx, .nrips = cpu_has(CPUID_SVM_NRIPS),
         .decode_assists = cpu_has(CPUID_SVM_DECODEASSISTS), .flush_by_asid = cpu_has(CPUID_SVM_FLUSHBYASID),
         .vmcb_clean = cpu_has(CPUID_SVM_VMCBCLEAN), .honours_shadow = !cpu_info()->hypervisor,
@@ -77,7 +75,7 @@ bool svm_cpu_enable(const char **why)
     }
     if (!iopm_hpa)
         init_shared();
-    if (features.asids < 2) { /* ASID 0 is the host */
+    if (svm_feature_flags.asids < 2) { /* ASID 0 is the host */
         *why = "CPUID 8000_000A EBX reports no usable ASID";
         goto fail;
     }

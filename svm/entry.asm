@@ -1,8 +1,11 @@
-; void svm_enter(uint64_t vmcb_hpa, uint64_t *gpr, uint64_t host_vmcb_hpa)
+; void svm_enter(struct vcpu *v)
 ;
 ; VMRUN and #VMEXIT switch the state that the VMCB's page describes as "VMRUN state"; FS, GS, TR, LDTR and the SYSCALL and
 ; SYSENTER MSRs need VMLOAD and VMSAVE, for the guest around each run and for the hypervisor after it (its own never
 ; change, so they were saved once). From CLGI to STGI nothing can interrupt, NMI included: GS base is the guest's meanwhile.
+;
+; After each exit svm_exited(v) says whether the guest can be entered again at once; what this function's caller wants back is
+; saved and restored only around the whole.
 ;
 ; VMLOAD, VMRUN and VMSAVE take the VMCB in RAX.
 ; STI under CLGI does not open a window; it makes IF 1 for VMRUN, which then lets a physical interrupt end the guest's run.
@@ -13,6 +16,7 @@ default rel
 %include "svm/asm_offsets.inc"
 
 global svm_enter
+extern svm_exited
 
 section .text progbits alloc exec nowrite align=16
 
@@ -25,53 +29,63 @@ svm_enter:
     push r13
     push r14
     push r15
-    push rdx
-    push rsi
-    mov rax, rdi
+    push rdi                            ; v; the stack is 16-byte aligned from here on
     clgi
     sti
+.again:
+    mov rdi, [rsp]
+    mov rax, [rdi + VCPU_HVM_AT]
+    mov rax, [rax + SVM_VMCB_HPA_AT]
     vmload
 %assign n 8
 %rep 8
-    mov r%[n], [rsi + GPR_R8_AT + 8 * (n - 8)]
+    mov r%[n], [rdi + GPR_R8_AT + 8 * (n - 8)]
 %assign n n + 1
 %endrep
-    mov rbx, [rsi + GPR_RBX_AT]
-    mov rcx, [rsi + GPR_RCX_AT]
-    mov rdx, [rsi + GPR_RDX_AT]
-    mov rdi, [rsi + GPR_RDI_AT]
-    mov rbp, [rsi + GPR_RBP_AT]
-    mov rsi, [rsi + GPR_RSI_AT]
+    mov rbx, [rdi + GPR_RBX_AT]
+    mov rcx, [rdi + GPR_RCX_AT]
+    mov rdx, [rdi + GPR_RDX_AT]
+    mov rsi, [rdi + GPR_RSI_AT]
+    mov rbp, [rdi + GPR_RBP_AT]
+    mov rdi, [rdi + GPR_RDI_AT]
     vmrun
     vmsave                              ; RAX and RSP are the hypervisor's again
-    push rsi
-    mov rsi, [rsp + 8]
-    mov [rsi + GPR_RBX_AT], rbx
-    mov [rsi + GPR_RCX_AT], rcx
-    mov [rsi + GPR_RDX_AT], rdx
-    mov [rsi + GPR_RDI_AT], rdi
-    mov [rsi + GPR_RBP_AT], rbp
+    mov rax, rdi
+    mov rdi, [rsp]
+    mov [rdi + GPR_RDI_AT], rax
+    mov [rdi + GPR_RBX_AT], rbx
+    mov [rdi + GPR_RCX_AT], rcx
+    mov [rdi + GPR_RDX_AT], rdx
+    mov [rdi + GPR_RSI_AT], rsi
+    mov [rdi + GPR_RBP_AT], rbp
 %assign n 8
 %rep 8
-    mov [rsi + GPR_R8_AT + 8 * (n - 8)], r%[n]
+    mov [rdi + GPR_R8_AT + 8 * (n - 8)], r%[n]
 %assign n n + 1
 %endrep
-    pop rcx
-    mov [rsi + GPR_RSI_AT], rcx
-    pop rsi
-    pop rax                             ; host_vmcb_hpa
+    mov rax, [rdi + VCPU_HVM_AT]
+    mov rax, [rax + SVM_HOST_VMCB_HPA_AT]
     vmload
+    lea rbp, [rsp + 6 * 8]              ; the frame that `push rbp` made, for backtraces
     ; Guest values in registers that the compiled code might be led to use as addresses under misspeculation.
+    xor ebx, ebx
     xor ecx, ecx
     xor edx, edx
-    xor edi, edi
     xor esi, esi
     xor r8d, r8d
     xor r9d, r9d
     xor r10d, r10d
     xor r11d, r11d
+    xor r12d, r12d
+    xor r13d, r13d
+    xor r14d, r14d
+    xor r15d, r15d
+    call svm_exited
+    test al, al
+    jnz .again
     cli
     stgi
+    pop rdi
     pop r15
     pop r14
     pop r13

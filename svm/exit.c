@@ -9,13 +9,6 @@
 
 #include "lib/string.h"
 
-/* Distance to the next instruction where the CPU gives it and it makes sense. */
-static uint8_t length_to(const struct vmcb *b, uint64_t next_rip)
-{
-    uint64_t len = next_rip - b->s.rip;
-    return len >= 1 && len <= 15 ? (uint8_t)len : 0;
-}
-
 static void decode_io(struct vmcb *b, struct vm_exit *x)
 {
     uint64_t info = b->c.exit_info1;
@@ -28,7 +21,7 @@ static void decode_io(struct vmcb *b, struct vm_exit *x)
     x->u.io.rep = info & SVM_IOIO_REP;
     x->u.io.addr_size = addr & 4 ? 8 : addr & 2 ? 4 : addr & 1 ? 2 : 0;
     x->u.io.seg = svm_features()->decode_assists && seg < 6 ? (uint8_t)seg : 0xff;
-    x->insn_len = length_to(b, b->c.exit_info2); /* IOIO has always told it */
+    x->insn_len = svm_len_to(b, b->c.exit_info2); /* IOIO has always told it */
 }
 
 static void decode_msr(struct vcpu *v, struct vm_exit *x)
@@ -71,55 +64,25 @@ static void decode_exception(const struct vmcb *b, struct vm_exit *x, unsigned v
     x->u.exc.cr2 = b->c.exit_info2;
 }
 
-static enum vm_exit_kind simple_kind(uint64_t code)
-{
-    switch (code) {
-    case SVM_EXIT_INTR: return VM_EXIT_INTR;
-    case SVM_EXIT_SMI: return VM_EXIT_INTR; /* taken by the firmware at STGI: nothing for us to do */
-    case SVM_EXIT_NMI: return VM_EXIT_NMI;
-    case SVM_EXIT_INIT: return VM_EXIT_INIT;
-    case SVM_EXIT_VINTR: return VM_EXIT_IRQ_WINDOW;
-    case SVM_EXIT_IRET: return VM_EXIT_NMI_WINDOW;
-    case SVM_EXIT_HLT: return VM_EXIT_HLT;
-    case SVM_EXIT_PAUSE: return VM_EXIT_PAUSE;
-    case SVM_EXIT_CPUID: return VM_EXIT_CPUID;
-    case SVM_EXIT_VMMCALL: return VM_EXIT_HYPERCALL;
-    case SVM_EXIT_RDTSC: case SVM_EXIT_RDTSCP: return VM_EXIT_RDTSC;
-    case SVM_EXIT_RDPMC: case SVM_EXIT_RDPRU: return VM_EXIT_RDPMC;
-    case SVM_EXIT_INVD: case SVM_EXIT_WBINVD: return VM_EXIT_INVD;
-    case SVM_EXIT_XSETBV: return VM_EXIT_XSETBV;
-    case SVM_EXIT_MONITOR: case SVM_EXIT_MWAIT: case SVM_EXIT_MWAIT_COND: return VM_EXIT_MONITOR;
-    case SVM_EXIT_VMRUN: case SVM_EXIT_VMLOAD: case SVM_EXIT_VMSAVE: case SVM_EXIT_STGI: case SVM_EXIT_CLGI: case SVM_EXIT_SKINIT:
-    case SVM_EXIT_INVLPGA: case SVM_EXIT_RSM: case SVM_EXIT_INVLPGB: case SVM_EXIT_INVLPGB_ILLEGAL: case SVM_EXIT_MCOMMIT:
-    case SVM_EXIT_TLBSYNC: return VM_EXIT_VIRT_INSN;
-    case SVM_EXIT_TASK_SWITCH: return VM_EXIT_TASK_SWITCH;
-    case SVM_EXIT_SHUTDOWN: return VM_EXIT_TRIPLE_FAULT;
-    default: return VM_EXIT_OTHER;
-    }
-}
+/* Exits of which the kind says all, by code. 0: another way, or none that we asked for. */
+#define AT(code) [SVM_EXIT_##code - SVM_EXIT_INTR]
+static const uint8_t simple_kinds[SVM_EXIT_TLBSYNC - SVM_EXIT_INTR + 1] = {
+    AT(INTR) = VM_EXIT_INTR, AT(SMI) = VM_EXIT_INTR, /* taken by the firmware at STGI: nothing for us to do */
+    AT(NMI) = VM_EXIT_NMI, AT(INIT) = VM_EXIT_INIT, AT(VINTR) = VM_EXIT_IRQ_WINDOW, AT(IRET) = VM_EXIT_NMI_WINDOW, AT(HLT) = VM_EXIT_HLT,
+    AT(PAUSE) = VM_EXIT_PAUSE, AT(CPUID) = VM_EXIT_CPUID, AT(VMMCALL) = VM_EXIT_HYPERCALL, AT(RDTSC) = VM_EXIT_RDTSC,
+    AT(RDTSCP) = VM_EXIT_RDTSC, AT(RDPMC) = VM_EXIT_RDPMC, AT(RDPRU) = VM_EXIT_RDPMC, AT(INVD) = VM_EXIT_INVD, AT(WBINVD) = VM_EXIT_INVD,
+    AT(XSETBV) = VM_EXIT_XSETBV, AT(MONITOR) = VM_EXIT_MONITOR, AT(MWAIT) = VM_EXIT_MONITOR, AT(MWAIT_COND) = VM_EXIT_MONITOR,
+    AT(VMRUN) = VM_EXIT_VIRT_INSN, AT(VMLOAD) = VM_EXIT_VIRT_INSN, AT(VMSAVE) = VM_EXIT_VIRT_INSN, AT(STGI) = VM_EXIT_VIRT_INSN,
+    AT(CLGI) = VM_EXIT_VIRT_INSN, AT(SKINIT) = VM_EXIT_VIRT_INSN, AT(INVLPGA) = VM_EXIT_VIRT_INSN, AT(RSM) = VM_EXIT_VIRT_INSN,
+    AT(INVLPGB) = VM_EXIT_VIRT_INSN, AT(INVLPGB_ILLEGAL) = VM_EXIT_VIRT_INSN, AT(MCOMMIT) = VM_EXIT_VIRT_INSN,
+    AT(TLBSYNC) = VM_EXIT_VIRT_INSN, AT(TASK_SWITCH) = VM_EXIT_TASK_SWITCH, AT(SHUTDOWN) = VM_EXIT_TRIPLE_FAULT,
+};
+#undef AT
+_Static_assert(VM_EXIT_INTR == 0, "the one kind that looks like no kind");
 
-void svm_decode_exit(struct vcpu *v, struct vm_exit *x)
+static void decode_rest(struct vcpu *v, struct vm_exit *x, uint64_t code)
 {
-    struct vmcb *b = vmcb_of(v);
-    uint64_t code = b->c.exit_code;
-    x->insn_len = x->insn_bytes_len = 0;
-    x->raw_code = code;
-    x->raw_info1 = b->c.exit_info1;
-    x->raw_info2 = b->c.exit_info2;
-    if ((uint32_t)code == UINT32_MAX) {
-        x->kind = VM_EXIT_INVALID_STATE;
-        return;
-    }
-    if (code == SVM_EXIT_NPF) {
-        decode_npf(b, x);
-        return;
-    }
-    if (code == SVM_EXIT_IOIO) {
-        decode_io(b, x);
-        return;
-    }
-    if (svm_features()->nrips)
-        x->insn_len = length_to(b, b->c.next_rip);
+    const struct vmcb *b = vmcb_of(v);
     if (code == SVM_EXIT_MSR)
         decode_msr(v, x);
     else if (code < SVM_EXIT_DR0_READ)
@@ -129,7 +92,31 @@ void svm_decode_exit(struct vcpu *v, struct vm_exit *x)
     else if (code < SVM_EXIT_INTR)
         decode_exception(b, x, (unsigned)(code - SVM_EXIT_EXCP0));
     else
-        x->kind = code == SVM_EXIT_CR0_SEL_WRITE ? VM_EXIT_OTHER : simple_kind(code);
+        x->kind = code == SVM_EXIT_INTR || code == SVM_EXIT_SMI ? VM_EXIT_INTR
+            : (uint32_t)code == UINT32_MAX ? VM_EXIT_INVALID_STATE : VM_EXIT_OTHER;
+}
+
+void svm_decode_exit(struct vcpu *v, struct vm_exit *x)
+{
+    struct vmcb *b = vmcb_of(v);
+    uint64_t code = b->c.exit_code, simple = code - SVM_EXIT_INTR;
+    x->insn_len = x->insn_bytes_len = 0;
+    x->raw_code = code;
+    x->raw_info1 = b->c.exit_info1;
+    x->raw_info2 = b->c.exit_info2;
+    if (code == SVM_EXIT_NPF) {
+        decode_npf(b, x);
+        return;
+    }
+    if (code == SVM_EXIT_IOIO) {
+        decode_io(b, x);
+        return;
+    }
+    x->insn_len = svm_next_rip_len(b);
+    if (simple < ARRAY_SIZE(simple_kinds) && simple_kinds[simple])
+        x->kind = simple_kinds[simple];
+    else
+        decode_rest(v, x, code);
     if (x->kind == VM_EXIT_RDTSC)
         x->u.tsc.is_rdtscp = code == SVM_EXIT_RDTSCP;
 }

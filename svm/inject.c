@@ -85,16 +85,15 @@ void svm_clear_interrupt_shadow(struct vcpu *v) { vmcb_of(v)->c.interrupt_shadow
 void svm_inject_entering(struct vcpu *v)
 {
     struct svm_vcpu *s = svm_of(v);
-    if (unlikely(s->irq_window) && !svm_features()->honours_shadow)
+    if (!svm_features()->honours_shadow)
         arm_window(s, !(s->vmcb->c.interrupt_shadow & 1));
 }
 
-void svm_inject_exited(struct vcpu *v)
+void svm_inject_exited_slow(struct vcpu *v)
 {
     struct svm_vcpu *s = svm_of(v);
     struct vmcb_control *c = &s->vmcb->c;
     uint64_t e = c->exit_int_info;
-    c->event_inj = 0;
     if (unlikely(e & SVM_EVENT_VALID)) {
         unsigned vector = SVM_EVENT_VECTOR(e), type = (unsigned)SVM_EVENT_TYPE(e);
         if (type == SVM_EVENT_EXCEPTION && vector >= 32) /* software CPUs say so of an interrupt */

@@ -5,12 +5,15 @@
  * nobody has used since the last full flush. That serves each case in which old entries may be wrong: the space's
  * generation moved (mm/dmm took something away), the vCPU comes from another CPU, the CPU ran out of ASIDs (its own
  * generation moves, and the first to enter flushes everything).
+ * Exits that need nothing but registers (vm/shortcut.h) are answered between two entries.
+ *
  * The space's generation is read after the vCPU counts as in the guest: whoever moves it later sees the vCPU there and
  * interrupts it, whoever moved it earlier is seen here.
  */
 #include "svm/svm.h"
 
 #include "lib/string.h"
+#include "vm/shortcut.h"
 #include "x86/cpu.h"
 #include "x86/percpu.h"
 
@@ -37,6 +40,7 @@ static void prepare_translation(struct vcpu *v, struct svm_vcpu *s, struct svm_c
         if (s->cpu != cpu)
             s->clean = 0; /* clean bits speak of what this very CPU cached */
         s->cpu = cpu;
+        s->host_vmcb_hpa = c->host_vmcb_hpa;
         s->vmcb->c.n_cr3 = dmm_space_root_hpa(v->vm->space);
         svm_dirty(s, SVM_CLEAN_NP);
         take_asid(s, c);
@@ -57,10 +61,44 @@ static void load_breakpoints(struct vcpu *v, struct svm_vcpu *s, struct svm_cpu 
     c->dr_owner = v;
 }
 
-void svm_run(struct vcpu *v, struct vm_exit *out)
+static inline void put_registers(const struct vcpu *v, struct svm_vcpu *s)
+{
+    struct vmcb *b = s->vmcb;
+    b->s.rax = v->gpr[GPR_RAX];
+    b->s.rsp = v->gpr[GPR_RSP];
+    b->s.rip = v->rip;
+    b->s.rflags = v->rflags;
+    b->c.clean = s->clean; /* without the feature it means nothing */
+}
+
+/* What svm_exited() has not taken already. */
+static inline void get_registers(struct vcpu *v, struct svm_vcpu *s)
+{
+    s->clean = SVM_CLEAN_ALL;
+    v->gpr[GPR_RSP] = s->vmcb->s.rsp;
+    v->rflags = s->vmcb->s.rflags;
+}
+
+bool svm_exited(struct vcpu *v)
 {
     struct svm_vcpu *s = svm_of(v);
     struct vmcb *b = s->vmcb;
+    v->gpr[GPR_RAX] = b->s.rax;
+    v->rip = b->s.rip;
+    svm_inject_exited(v, s, b);
+    if (b->c.exit_code != SVM_EXIT_CPUID || !vcpu_shortcut_cpuid(v, b->s.rflags, svm_next_rip_len(b)))
+        return false;
+    b->c.interrupt_shadow = 0;
+    b->c.tlb_control = SVM_TLB_KEEP;
+    b->c.clean = SVM_CLEAN_ALL;
+    b->s.rax = v->gpr[GPR_RAX];
+    b->s.rip = v->rip;
+    return true;
+}
+
+void svm_run(struct vcpu *v, struct vm_exit *out)
+{
+    struct svm_vcpu *s = svm_of(v);
     cli();
     if (unlikely(!vcpu_entry_begin(v))) {
         sti();
@@ -70,19 +108,11 @@ void svm_run(struct vcpu *v, struct vm_exit *out)
     struct svm_cpu *c = svm_this_cpu();
     prepare_translation(v, s, c);
     load_breakpoints(v, s, c);
-    svm_inject_entering(v);
-    b->s.rax = v->gpr[GPR_RAX];
-    b->s.rsp = v->gpr[GPR_RSP];
-    b->s.rip = v->rip;
-    b->s.rflags = v->rflags;
-    b->c.clean = svm_features()->vmcb_clean ? s->clean : 0;
-    svm_enter(s->vmcb_hpa, v->gpr, c->host_vmcb_hpa);
-    s->clean = SVM_CLEAN_ALL;
-    v->gpr[GPR_RAX] = b->s.rax;
-    v->gpr[GPR_RSP] = b->s.rsp;
-    v->rip = b->s.rip;
-    v->rflags = b->s.rflags;
-    svm_inject_exited(v);
+    if (unlikely(s->irq_window))
+        svm_inject_entering(v);
+    put_registers(v, s);
+    svm_enter(v);
+    get_registers(v, s);
     vcpu_entry_end(v);
     sti();
     svm_decode_exit(v, out);

@@ -11,10 +11,11 @@
 #include "include/hv/p2m.h"
 #include "include/hw/vmcb.h"
 #include "vm/vm.h"
+#include "x86/percpu.h"
 
 struct svm_vcpu {
     struct vmcb *vmcb;
-    uint64_t vmcb_hpa;
+    uint64_t vmcb_hpa, host_vmcb_hpa; /* the latter of the CPU `cpu` */
     uint64_t asid_generation;  /* of the CPU `cpu`; another one or an older one: take a new ASID */
     unsigned cpu;              /* where it ran last */
     uint32_t clean;
@@ -41,11 +42,12 @@ struct svm_cpu {
 };
 
 /* svm/enable.c */
-const struct svm_features *svm_features(void);
+extern struct svm_features svm_feature_flags; /* constant once the first CPU is enabled */
+static inline const struct svm_features *svm_features(void) { return &svm_feature_flags; }
 enum hvm_probe_result svm_probe(const char **why);
 bool svm_cpu_enable(const char **why);
 void svm_cpu_disable(void);
-struct svm_cpu *svm_this_cpu(void);
+static inline struct svm_cpu *svm_this_cpu(void) { return this_cpu()->slot[PERCPU_HVM]; }
 /* I/O and MSR permission maps, the same for all guests. */
 uint64_t svm_iopm_hpa(void), svm_msrpm_hpa(void);
 
@@ -76,9 +78,23 @@ void svm_request_irq_window(struct vcpu *v, bool on);
 bool svm_nmi_blocked(struct vcpu *v);
 void svm_request_nmi_window(struct vcpu *v, bool on);
 void svm_clear_interrupt_shadow(struct vcpu *v);
-/* Just before an entry and just after an exit. */
+/* Just before an entry and just after an exit; the latter's rare cases. */
 void svm_inject_entering(struct vcpu *v);
-void svm_inject_exited(struct vcpu *v);
+void svm_inject_exited_slow(struct vcpu *v);
+static inline void svm_inject_exited(struct vcpu *v, struct svm_vcpu *s, struct vmcb *b)
+{
+    b->c.event_inj = 0;
+    if (unlikely((b->c.exit_int_info & SVM_EVENT_VALID) || s->nmi_masked))
+        svm_inject_exited_slow(v);
+}
+
+/* Distance from RIP to the next instruction where the CPU gives that and it makes sense; else 0. */
+static inline uint8_t svm_len_to(const struct vmcb *b, uint64_t next_rip)
+{
+    uint64_t len = next_rip - b->s.rip;
+    return len >= 1 && len <= 15 ? (uint8_t)len : 0;
+}
+static inline uint8_t svm_next_rip_len(const struct vmcb *b) { return svm_features()->nrips ? svm_len_to(b, b->c.next_rip) : 0; }
 
 /* svm/exit.c: the VMCB's exit fields in neutral form. */
 void svm_decode_exit(struct vcpu *v, struct vm_exit *out);
@@ -88,10 +104,11 @@ void svm_run(struct vcpu *v, struct vm_exit *out);
 void svm_dump(struct vcpu *v, void (*line)(const char *));
 
 /*
- * svm/entry.asm: one round trip. Interrupts off and GIF set before and after; GIF clear with IF set in between, so that an
- * interrupt ends the guest's run (15.21.1: with V_INTR_MASKING the host's IF decides) and is taken when the caller sets IF again.
- * gpr: all but RAX and RSP, which are in the VMCB.
+ * svm/entry.asm: enters the guest until svm_exited() returns false. Interrupts off and GIF set before and after; GIF clear with IF
+ * set in between, so that an interrupt ends the guest's run (15.21.1: with V_INTR_MASKING the host's IF decides) and is
+ * taken when the caller sets IF again. Registers are in v->gpr, but RAX and RSP, which are in the VMCB.
  */
-void svm_enter(uint64_t vmcb_hpa, uint64_t *gpr, uint64_t host_vmcb_hpa);
+void svm_enter(struct vcpu *v);
+bool svm_exited(struct vcpu *v);
 
 #endif

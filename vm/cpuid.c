@@ -228,6 +228,21 @@ static struct cpuid special_answer(struct vcpu *v, const struct vm_cpuid *t, uin
     }
 }
 
+static inline void answer(struct vcpu *v, const struct cpuid *c)
+{
+    v->gpr[GPR_RAX] = c->eax;
+    v->gpr[GPR_RBX] = c->ebx;
+    v->gpr[GPR_RCX] = c->ecx;
+    v->gpr[GPR_RDX] = c->edx;
+}
+
+/* Apart, so that the common case saves no registers. */
+static __attribute__((noinline)) void answer_special(struct vcpu *v, const struct vm_cpuid *t, uint32_t leaf)
+{
+    struct cpuid c = special_answer(v, t, leaf, (uint32_t)v->gpr[GPR_RCX]);
+    answer(v, &c);
+}
+
 /*
  * Out of range: AMD answers zeroes, Intel its highest basic leaf. Zeroes are right on the first and harmless on the second. Leaves
  * beyond ours that the CPU has are out of range too.
@@ -235,17 +250,17 @@ static struct cpuid special_answer(struct vcpu *v, const struct vm_cpuid *t, uin
 void cpuid_answer(struct vcpu *v)
 {
     enum { SPECIAL = 1 << 1 | 1 << 4 | 1 << 7 | 1 << 0xb | 1 << 0xd };
+    static const struct cpuid nothing;
     const struct vm_cpuid *t = v->vm->cpuid;
     uint32_t leaf = (uint32_t)v->gpr[GPR_RAX];
-    struct cpuid c = {0};
-    if (leaf <= BASIC_MAX)
-        c = SPECIAL >> leaf & 1 ? special_answer(v, t, leaf, (uint32_t)v->gpr[GPR_RCX]) : t->basic[leaf];
-    else if (leaf >= CPUID_LEAF_EXT_MAX && leaf <= CPUID_LEAF_EXT_MAX + EXT_MAX)
-        c = t->ext[leaf - CPUID_LEAF_EXT_MAX];
-    else if (leaf >= CPUID_LEAF_HYPERVISOR && leaf <= HV_LEAF_MAX)
-        c = t->hv[leaf - CPUID_LEAF_HYPERVISOR];
-    v->gpr[GPR_RAX] = c.eax;
-    v->gpr[GPR_RBX] = c.ebx;
-    v->gpr[GPR_RCX] = c.ecx;
-    v->gpr[GPR_RDX] = c.edx;
+    if (leaf <= BASIC_MAX) {
+        if (SPECIAL >> leaf & 1)
+            answer_special(v, t, leaf);
+        else
+            answer(v, &t->basic[leaf]);
+    } else if (leaf >= CPUID_LEAF_EXT_MAX && leaf <= CPUID_LEAF_EXT_MAX + EXT_MAX) {
+        answer(v, &t->ext[leaf - CPUID_LEAF_EXT_MAX]);
+    } else {
+        answer(v, leaf >= CPUID_LEAF_HYPERVISOR && leaf <= HV_LEAF_MAX ? &t->hv[leaf - CPUID_LEAF_HYPERVISOR] : &nothing);
+    }
 }

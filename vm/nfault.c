@@ -44,6 +44,7 @@ void vcpu_emulate_outcome(struct vcpu *v, enum emulate_result r, const struct em
 static void emulate_access(struct vcpu *v)
 {
     struct emulate_outcome out;
+    v->irq_check = true; /* it may be the local APIC */
     vcpu_emulate_outcome(v, emulate_vcpu(v, EMULATE_MEMORY, &out), &out, "device access");
 }
 

@@ -13,6 +13,7 @@
 #include "core/log.h"
 #include "core/time.h"
 #include "lib/string.h"
+#include "vm/shortcut.h"
 #include "x86/apic.h"
 #include "x86/cpu.h"
 #include "x86/idt.h"
@@ -110,16 +111,12 @@ void vcpu_advance_rip(struct vcpu *v, unsigned len)
 
 /*
  * On CPUs without next-RIP save the instruction must be fetched through the guest's tables and decoded, which costs more than the
- * rest of such an exit. The same few instructions exit again and again, so their lengths are remembered by address and
- * address space. A guest that puts a longer form of the same instruction (a useless prefix) at the same address of the same address
- * space would be stepped wrongly; that is its own doing, and its own loss.
+ * rest of such an exit. The same few instructions exit again and again, so their lengths are remembered by address and kind.
+ * All of one kind have the same length but for useless prefixes; a guest that has one form with and one without such a
+ * prefix at the same address (of two address spaces, say) would be stepped wrongly: its own doing, and its own loss.
  */
-static unsigned remembered_len(struct vcpu *v)
+static unsigned find_len(struct vcpu *v)
 {
-    uint64_t cr3 = hvm()->get_reg(v, VCPU_CR3);
-    unsigned slot = (unsigned)(v->rip ^ v->rip >> 7) % ARRAY_SIZE(v->len_cache);
-    if (likely(v->len_cache[slot].rip == v->rip && v->len_cache[slot].cr3 == cr3 && v->len_cache[slot].kind == v->exit.kind))
-        return v->len_cache[slot].len;
     struct insn insn;
     struct emulate_outcome out;
     enum emulate_result r = emulate_vcpu_fetch(v, &insn, &out);
@@ -127,14 +124,20 @@ static unsigned remembered_len(struct vcpu *v)
         vcpu_emulate_outcome(v, r, &out, "exit");
         return 0;
     }
+    unsigned slot = vcpu_len_slot(v);
     v->len_cache[slot].rip = v->rip;
-    v->len_cache[slot].cr3 = cr3;
     v->len_cache[slot].kind = (uint8_t)v->exit.kind;
     v->len_cache[slot].len = insn.len;
     return insn.len;
 }
 
-unsigned vcpu_insn_len(struct vcpu *v) { return likely(v->exit.insn_len) ? v->exit.insn_len : remembered_len(v); }
+unsigned vcpu_insn_len(struct vcpu *v)
+{
+    if (likely(v->exit.insn_len))
+        return v->exit.insn_len;
+    unsigned len = vcpu_remembered_len(v, v->exit.kind);
+    return likely(len) ? len : find_len(v);
+}
 
 bool vcpu_skip(struct vcpu *v)
 {
@@ -201,6 +204,7 @@ static bool take(volatile bool *flag) { return *flag && __atomic_exchange_n(flag
 static bool look_around(struct vcpu *v)
 {
     __atomic_store_n(&v->kick_pending, false, __ATOMIC_SEQ_CST);
+    v->irq_check = true;
     if (vm_wants_attention(v->vm))
         return false;
     if (take(&v->init_pending))
@@ -223,12 +227,14 @@ static void deliver_nmi(struct vcpu *v)
     h->inject(v, &(struct vm_event){.type = VM_EVENT_NMI, .vector = X86_NMI});
 }
 
+/* Once nothing is pending, or a window is armed for what is, only a kick or an exit of a loud kind can change that. */
 static void deliver_interrupt(struct vcpu *v)
 {
     const struct hvm_ops *h = hvm();
     const struct vm_irq_ops *irq = &vm_platform()->irq;
     int vector = irq->pending(v);
     bool window = false;
+    v->irq_check = false;
     if (vector >= 0) {
         if (h->can_inject_intr(v)) {
             h->inject(v, &(struct vm_event){.type = VM_EVENT_INTR, .vector = (uint8_t)vector});
@@ -352,27 +358,40 @@ static void handle_exit(struct vcpu *v)
     }
 }
 
-static void enter_once(struct vcpu *v)
+/* Exits whose handling does not touch the virtual interrupt controllers; of a nested fault only the device accesses do. */
+#define QUIET(kind) (1u << VM_EXIT_##kind)
+#define QUIET_KINDS (QUIET(INTR) | QUIET(CPUID) | QUIET(NESTED_FAULT) | QUIET(HYPERCALL) | QUIET(RDTSC) | QUIET(INVD) | QUIET(RDMSR))
+_Static_assert(VM_EXIT_KIND_COUNT <= 32, "a word of kinds");
+
+static inline void enter_once(struct vcpu *v, const struct hvm_ops *h, const struct vm_irq_ops *irq)
 {
-    const struct hvm_ops *h = hvm();
     if (unlikely(v->nmi_pending))
         deliver_nmi(v);
-    deliver_interrupt(v);
+    if (unlikely(v->irq_check))
+        deliver_interrupt(v);
     h->run(v, &v->exit);
     uint64_t begin = rdtsc();
+    enum vm_exit_kind kind = v->exit.kind;
     uint8_t cr8 = h->get_cr8(v);
     if (unlikely(cr8 != v->cr8_seen)) {
         v->cr8_seen = cr8;
-        vm_platform()->irq.tpr_changed(v, cr8);
+        v->irq_check = true;
+        irq->tpr_changed(v, cr8);
     }
-    handle_exit(v);
-    struct vm_exit_stat *s = &v->stats[v->exit.kind];
-    s->count++;
-    s->tsc += rdtsc() - begin;
+    if (likely(kind == VM_EXIT_NESTED_FAULT))
+        nfault_handle(v);
+    else
+        handle_exit(v);
+    v->irq_check |= !(QUIET_KINDS >> kind & 1);
+    v->stats[kind].count++;
+    v->stats[kind].tsc += rdtsc() - begin;
 }
 
 static void run_until_parked(struct vcpu *v)
 {
+    const struct hvm_ops *h = hvm();
+    const struct vm_irq_ops *irq = &vm_platform()->irq;
+    v->irq_check = true;
     for (;;) {
         if (unlikely(v->kick_pending) && !look_around(v))
             return;
@@ -382,11 +401,11 @@ static void run_until_parked(struct vcpu *v)
                 return;
             continue;
         }
-        if (unlikely(thread_need_resched())) {
+        if (unlikely(this_cpu()->need_resched)) {
             thread_resched_point();
             continue;
         }
-        enter_once(v);
+        enter_once(v, h, irq);
     }
 }
 

@@ -46,7 +46,8 @@ struct vcpu {
     uint64_t tsc_aux;          /* (v) */
     uint64_t pv_system_time, pv_wall_clock; uint32_t pv_version; /* (v) pv.c */
     struct vcpu_msrs *msrs;    /* (c) msr.c: registers that only software gives a meaning */
-    struct { uint64_t rip, cr3; uint8_t kind, len; } len_cache[16]; /* (v) run.c */
+    struct { uint64_t rip; uint8_t kind, len; } len_cache[16]; /* (v) run.c */
+    bool irq_check;            /* (v) something may have changed about which interrupt is to be delivered */
     uint8_t cr8_seen;          /* (v) what the vlapic knows of CR8 */
     bool irq_window;           /* (v) asked the back end for one */
     bool wait_for_sipi;        /* (v) */
@@ -115,6 +116,8 @@ void vcpu_kick(struct vcpu *v);          /* any context: wake it if it sleeps, m
  * (a kick, another thread's turn); else the vCPU counts as in the guest, and who changes something afterwards interrupts it. */
 bool vcpu_entry_begin(struct vcpu *v);
 void vcpu_entry_end(struct vcpu *v);
+/* vm/cpuid.c: EAX..EDX of the guest from its EAX, ECX. */
+void cpuid_answer(struct vcpu *v);
 void vcpu_inject_exception(struct vcpu *v, uint8_t vector, bool has_error, uint32_t error_code);
 void vcpu_inject_gp(struct vcpu *v);     /* #GP(0) */
 void vcpu_inject_ud(struct vcpu *v);

@@ -24,7 +24,6 @@ uint64_t fpu_xcr0_supported(void);
 struct vm_cpuid;
 bool cpuid_vm_init(struct vm *vm);         /* vm->cpuid; false: out of memory */
 void cpuid_vm_fini(struct vm *vm);
-void cpuid_answer(struct vcpu *v);         /* EAX..EDX of the guest from its EAX, ECX */
 bool cpuid_vm_shows(const struct vm *vm, uint32_t feature /* enum cpuid_feature */);
 
 /* ---- msr.c, pv.c, cr.c: each handler leaves RIP behind the instruction or has injected an exception ---------------------- */

@@ -16,6 +16,9 @@ void svm_asm_offsets(void)
     OFFSET(GPR_RBP_AT, GPR_RBP * 8);
     OFFSET(GPR_R8_AT, GPR_R8 * 8);
     OFFSET(VCPU_HVM_AT, offsetof(struct vcpu, hvm));
+    OFFSET(SVM_VMCB_AT, offsetof(struct svm_vcpu, vmcb));
+    OFFSET(VMCB_EXIT_CODE_AT, offsetof(struct vmcb, c.exit_code));
+    OFFSET(SVM_EXIT_CPUID_CODE, SVM_EXIT_CPUID);
     OFFSET(SVM_VMCB_HPA_AT, offsetof(struct svm_vcpu, vmcb_hpa));
     OFFSET(SVM_HOST_VMCB_HPA_AT, offsetof(struct svm_vcpu, host_vmcb_hpa));
 }

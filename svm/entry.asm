@@ -4,8 +4,8 @@
 ; SYSENTER MSRs need VMLOAD and VMSAVE, for the guest around each run and for the hypervisor after it (its own never
 ; change, so they were saved once). From CLGI to STGI nothing can interrupt, NMI included: GS base is the guest's meanwhile.
 ;
-; After each exit svm_exited(v) says whether the guest can be entered again at once; what this function's caller wants back is
-; saved and restored only around the whole.
+; After a CPUID exit svm_exited_cpuid(v) says whether it has been answered and the guest can be entered again at once; what this
+; function's caller wants back is saved and restored only around the whole.
 ;
 ; VMLOAD, VMRUN and VMSAVE take the VMCB in RAX.
 ; STI under CLGI does not open a window; it makes IF 1 for VMRUN, which then lets a physical interrupt end the guest's run.
@@ -16,7 +16,7 @@ default rel
 %include "svm/asm_offsets.inc"
 
 global svm_enter
-extern svm_exited
+extern svm_exited_cpuid
 
 section .text progbits alloc exec nowrite align=16
 
@@ -63,14 +63,13 @@ svm_enter:
     mov [rdi + GPR_R8_AT + 8 * (n - 8)], r%[n]
 %assign n n + 1
 %endrep
-    mov rax, [rdi + VCPU_HVM_AT]
-    mov rax, [rax + SVM_HOST_VMCB_HPA_AT]
+    mov rdx, [rdi + VCPU_HVM_AT]
+    mov rax, [rdx + SVM_HOST_VMCB_HPA_AT]
     vmload
     lea rbp, [rsp + 6 * 8]              ; the frame that `push rbp` made, for backtraces
     ; Guest values in registers that the compiled code might be led to use as addresses under misspeculation.
     xor ebx, ebx
     xor ecx, ecx
-    xor edx, edx
     xor esi, esi
     xor r8d, r8d
     xor r9d, r9d
@@ -80,9 +79,13 @@ svm_enter:
     xor r13d, r13d
     xor r14d, r14d
     xor r15d, r15d
-    call svm_exited
+    mov rdx, [rdx + SVM_VMCB_AT]
+    cmp qword [rdx + VMCB_EXIT_CODE_AT], SVM_EXIT_CPUID_CODE
+    jne .done
+    call svm_exited_cpuid
     test al, al
     jnz .again
+.done:
     cli
     stgi
     pop rdi

@@ -5,7 +5,7 @@
  * nobody has used since the last full flush. That serves each case in which old entries may be wrong: the space's
  * generation moved (mm/dmm took something away), the vCPU comes from another CPU, the CPU ran out of ASIDs (its own
  * generation moves, and the first to enter flushes everything).
- * Exits that need nothing but registers (vm/shortcut.h) are answered between two entries.
+ * The two exits that guests cause by the million, CPUID and first touches, are answered between two entries (vm/shortcut.h).
  *
  * The space's generation is read after the vCPU counts as in the guest: whoever moves it later sees the vCPU there and
  * interrupts it, whoever moved it earlier is seen here.
@@ -71,23 +71,27 @@ static inline void put_registers(const struct vcpu *v, struct svm_vcpu *s)
     b->c.clean = s->clean; /* without the feature it means nothing */
 }
 
-/* What svm_exited() has not taken already. */
 static inline void get_registers(struct vcpu *v, struct svm_vcpu *s)
 {
+    const struct vmcb *b = s->vmcb;
     s->clean = SVM_CLEAN_ALL;
-    v->gpr[GPR_RSP] = s->vmcb->s.rsp;
-    v->rflags = s->vmcb->s.rflags;
+    v->gpr[GPR_RAX] = b->s.rax;
+    v->gpr[GPR_RSP] = b->s.rsp;
+    v->rip = b->s.rip;
+    v->rflags = b->s.rflags;
 }
 
-bool svm_exited(struct vcpu *v)
+/* True: answered, enter again. False: whatever is done twice then, get_registers() and svm_inject_exited(), may be. */
+bool svm_exited_cpuid(struct vcpu *v)
 {
     struct svm_vcpu *s = svm_of(v);
     struct vmcb *b = s->vmcb;
     v->gpr[GPR_RAX] = b->s.rax;
     v->rip = b->s.rip;
-    svm_inject_exited(v, s, b);
-    if (b->c.exit_code != SVM_EXIT_CPUID || !vcpu_shortcut_cpuid(v, b->s.rflags, svm_next_rip_len(b)))
+    if (unlikely((b->c.exit_int_info & SVM_EVENT_VALID) || s->nmi_masked) ||
+        !vcpu_shortcut_cpuid(v, b->s.rflags, svm_next_rip_len(b)))
         return false;
+    b->c.event_inj = 0;
     b->c.interrupt_shadow = 0;
     b->c.tlb_control = SVM_TLB_KEEP;
     b->c.clean = SVM_CLEAN_ALL;
@@ -96,14 +100,12 @@ bool svm_exited(struct vcpu *v)
     return true;
 }
 
-void svm_run(struct vcpu *v, struct vm_exit *out)
+static inline bool enter(struct vcpu *v, struct svm_vcpu *s)
 {
-    struct svm_vcpu *s = svm_of(v);
     cli();
     if (unlikely(!vcpu_entry_begin(v))) {
         sti();
-        out->kind = VM_EXIT_INTR;
-        return;
+        return false;
     }
     struct svm_cpu *c = svm_this_cpu();
     prepare_translation(v, s, c);
@@ -113,8 +115,22 @@ void svm_run(struct vcpu *v, struct vm_exit *out)
     put_registers(v, s);
     svm_enter(v);
     get_registers(v, s);
+    svm_inject_exited(v, s, s->vmcb);
     vcpu_entry_end(v);
     sti();
+    return true;
+}
+
+void svm_run(struct vcpu *v, struct vm_exit *out)
+{
+    struct svm_vcpu *s = svm_of(v);
+    const struct vmcb_control *c = &s->vmcb->c;
+    do {
+        if (!enter(v, s)) {
+            out->kind = VM_EXIT_INTR;
+            return;
+        }
+    } while (c->exit_code == SVM_EXIT_NPF && vcpu_shortcut_fault(v, gpa_to_gfn(c->exit_info2), svm_npf_access(c->exit_info1)));
     svm_decode_exit(v, out);
 }
 

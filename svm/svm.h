@@ -96,6 +96,12 @@ static inline uint8_t svm_len_to(const struct vmcb *b, uint64_t next_rip)
 }
 static inline uint8_t svm_next_rip_len(const struct vmcb *b) { return svm_features()->nrips ? svm_len_to(b, b->c.next_rip) : 0; }
 
+/* enum dmm_access of a nested fault. */
+static inline unsigned svm_npf_access(uint64_t exit_info1)
+{
+    return exit_info1 & SVM_NPF_EXEC ? DMM_EXEC : exit_info1 & SVM_NPF_WRITE ? DMM_READ | DMM_WRITE : DMM_READ;
+}
+
 /* svm/exit.c: the VMCB's exit fields in neutral form. */
 void svm_decode_exit(struct vcpu *v, struct vm_exit *out);
 
@@ -104,11 +110,11 @@ void svm_run(struct vcpu *v, struct vm_exit *out);
 void svm_dump(struct vcpu *v, void (*line)(const char *));
 
 /*
- * svm/entry.asm: enters the guest until svm_exited() returns false. Interrupts off and GIF set before and after; GIF clear with IF
+ * svm/entry.asm: enters the guest, again after each CPUID exit that svm_exited_cpuid() answers. Interrupts off and GIF set before and after; GIF clear with IF
  * set in between, so that an interrupt ends the guest's run (15.21.1: with V_INTR_MASKING the host's IF decides) and is
  * taken when the caller sets IF again. Registers are in v->gpr, but RAX and RSP, which are in the VMCB.
  */
 void svm_enter(struct vcpu *v);
-bool svm_exited(struct vcpu *v);
+bool svm_exited_cpuid(struct vcpu *v);
 
 #endif

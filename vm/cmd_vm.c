@@ -402,6 +402,16 @@ static bool add_exits(struct vm *vm, void *arg)
     return true;
 }
 
+/* Faults that the back end resolves on the spot have their time in DMM's histograms only. */
+static void add_fault_time(struct exit_sums *sums, const struct dmm_space *s)
+{
+    for (unsigned k = 0; k < DMM_CAUSE_COUNT; k++) {
+        struct dmm_hist_summary h;
+        dmm_fault_summary(s, k, &h);
+        sums->kind[VM_EXIT_NESTED_FAULT].tsc += h.count * h.mean_tsc;
+    }
+}
+
 static void stat_json(struct json_writer *w, const struct exit_sums *sums, const struct dmm_space *s)
 {
     json_object_begin(w);
@@ -471,6 +481,7 @@ static enum cmd_result cmd_stat(struct cmd_ctx *c)
         add_exits(vm, &sums);
     else
         vm_for_each(add_exits, &sums);
+    add_fault_time(&sums, vm ? vm->space : NULL);
     if (c->want_json)
         stat_json(c->json, &sums, vm ? vm->space : NULL);
     else

@@ -62,19 +62,17 @@ static void no_memory_there(struct vcpu *v)
         emulate_access(v);
 }
 
+/* DMM has been asked by the back end (vcpu_shortcut_fault). */
 void nfault_handle(struct vcpu *v)
 {
-    const struct vm_exit *x = &v->exit;
-    gfn_t gfn = gpa_to_gfn(x->u.fault.gpa);
-    unsigned access = x->u.fault.exec ? DMM_EXEC : x->u.fault.write ? DMM_READ | DMM_WRITE : DMM_READ;
-    enum dmm_fault_result r = dmm_fault(v->vm->space, gfn, access);
-    if (likely(r == DMM_FAULT_RETRY))
-        return;
-    if (r == DMM_FAULT_HOLE)
-        no_memory_there(v);
-    else if (r == DMM_FAULT_DENIED)
+    gfn_t gfn = gpa_to_gfn(v->exit.u.fault.gpa);
+    switch (v->fault_result) {
+    case DMM_FAULT_RETRY: return;
+    case DMM_FAULT_HOLE: no_memory_there(v); return;
+    case DMM_FAULT_DENIED:
         vm_request_stop(v->vm, -1, "vcpu%u: access to a page that can not be given back its contents: gpa %#lx (rip=%#lx)", v->id,
-                        x->u.fault.gpa, v->rip);
-    else
-        vcpu_wait_dmm(v, r, gfn);
+                        v->exit.u.fault.gpa, v->rip);
+        return;
+    default: vcpu_wait_dmm(v, v->fault_result, gfn); return;
+    }
 }

@@ -69,21 +69,6 @@ void vm_kick_for_flush(void *owner, bool wait)
             cpu_pause();
 }
 
-bool vcpu_entry_begin(struct vcpu *v)
-{
-    v->pcpu = cpu_id();
-    __atomic_store_n(&v->in_guest, true, __ATOMIC_SEQ_CST);
-    if (unlikely(v->kick_pending || this_cpu()->need_resched)) {
-        v->in_guest = false;
-        return false;
-    }
-    if (unlikely(!v->fpu_live))
-        fpu_load(v);
-    return true;
-}
-
-void vcpu_entry_end(struct vcpu *v) { v->in_guest = false; }
-
 /* ---- instructions that an exit has emulated --------------------------------------------------------------------------------- */
 
 bool vcpu_in_long_mode(struct vcpu *v)
@@ -378,10 +363,7 @@ static inline void enter_once(struct vcpu *v, const struct hvm_ops *h, const str
         v->irq_check = true;
         irq->tpr_changed(v, cr8);
     }
-    if (likely(kind == VM_EXIT_NESTED_FAULT))
-        nfault_handle(v);
-    else
-        handle_exit(v);
+    handle_exit(v);
     v->irq_check |= !(QUIET_KINDS >> kind & 1);
     v->stats[kind].count++;
     v->stats[kind].tsc += rdtsc() - begin;

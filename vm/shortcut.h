@@ -1,9 +1,10 @@
 /*
- * Exits that need nothing but registers, answered between two entries.
+ * Around the entry: what the back ends' round trip shares, inlined into it, and the two exits that are answered on the spot.
  *
- * A CPUID exit through the run loop costs more in looking around than in answering. This much has to be looked at: does anybody want
- * the vCPU or its CPU (kick_pending, need_resched), and does the guest single-step. Interrupts are off all the while: one
- * that is pending ends the next entry at once. Inlined into the back ends' exit path.
+ * A CPUID exit or a first touch that takes the way through the run loop costs more in looking around than in answering. After a CPUID
+ * exit little has to be looked at: does anybody want the vCPU or its CPU (kick_pending, need_resched), does the guest
+ * single-step. Interrupts are off all the while: one that is pending ends the next entry at once. A nested fault is resolved with
+ * interrupts on, and the next vcpu_entry_begin() looks.
  */
 #ifndef HV_VM_SHORTCUT_H
 #define HV_VM_SHORTCUT_H
@@ -11,6 +12,35 @@
 #include "vm/vm.h"
 #include "x86/cpu.h"
 #include "x86/percpu.h"
+
+/* Interrupts off. False if there is something to look at first (a kick, another thread's turn); else the vCPU counts as in the guest, and
+ * who changes something afterwards interrupts it. */
+static inline bool vcpu_entry_begin(struct vcpu *v)
+{
+    const struct percpu *cpu = this_cpu();
+    v->pcpu = cpu->id;
+    __atomic_store_n(&v->in_guest, true, __ATOMIC_SEQ_CST);
+    if (unlikely(v->kick_pending || cpu->need_resched)) {
+        v->in_guest = false;
+        return false;
+    }
+    if (unlikely(!v->fpu_live))
+        fpu_load(v);
+    return true;
+}
+
+static inline void vcpu_entry_end(struct vcpu *v) { v->in_guest = false; }
+
+/* A nested fault has just happened; interrupts on. True: resolved, the same instruction can run again. False: v->fault_result says what it
+ * is, for vm/nfault.c. Its time is in DMM's histograms. */
+static inline bool vcpu_shortcut_fault(struct vcpu *v, gfn_t gfn, unsigned access)
+{
+    v->fault_result = dmm_fault(v->vm->space, gfn, access);
+    if (unlikely(v->fault_result != DMM_FAULT_RETRY))
+        return false;
+    v->stats[VM_EXIT_NESTED_FAULT].count++;
+    return true;
+}
 
 #define SHORTCUT_TIMED 64 /* one in so many, and counts for all */
 

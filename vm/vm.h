@@ -47,6 +47,7 @@ struct vcpu {
     uint64_t pv_system_time, pv_wall_clock; uint32_t pv_version; /* (v) pv.c */
     struct vcpu_msrs *msrs;    /* (c) msr.c: registers that only software gives a meaning */
     struct { uint64_t rip; uint8_t kind, len; } len_cache[16]; /* (v) run.c */
+    enum dmm_fault_result fault_result; /* (v) of the nested fault being handled */
     bool irq_check;            /* (v) something may have changed about which interrupt is to be delivered */
     uint8_t cr8_seen;          /* (v) what the vlapic knows of CR8 */
     bool irq_window;           /* (v) asked the back end for one */
@@ -112,10 +113,8 @@ const struct hvm_ops *hvm(void);
 
 /* ---- vCPU (vm/run.c) -------------------------------------------------------------------------------------- */
 void vcpu_kick(struct vcpu *v);          /* any context: wake it if it sleeps, make it exit if it runs */
-/* Around the entry instruction, called by the vendor code with interrupts off. begin: false if there is something to look at first
- * (a kick, another thread's turn); else the vCPU counts as in the guest, and who changes something afterwards interrupts it. */
-bool vcpu_entry_begin(struct vcpu *v);
-void vcpu_entry_end(struct vcpu *v);
+/* Around the entry: vm/shortcut.h. vm/fpu.c: the guest's vector registers into the CPU; interrupts off. */
+void fpu_load(struct vcpu *v);
 /* vm/cpuid.c: EAX..EDX of the guest from its EAX, ECX. */
 void cpuid_answer(struct vcpu *v);
 void vcpu_inject_exception(struct vcpu *v, uint8_t vector, bool has_error, uint32_t error_code);

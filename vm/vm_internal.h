@@ -12,7 +12,6 @@ void fpu_init(void);                       /* once, after cpu_init_this() */
 bool fpu_vcpu_init(struct vcpu *v);        /* false: out of memory */
 void fpu_vcpu_fini(struct vcpu *v);
 void fpu_vcpu_reset(struct vcpu *v);       /* power-on state; the vCPU is parked */
-void fpu_load(struct vcpu *v);             /* interrupts off, just before an entry */
 void fpu_spill(struct vcpu *v);            /* registers -> fpu_area, if they are live; any interrupt state */
 uint64_t fpu_guest_xcr0(struct vcpu *v);
 enum xsetbv_result { XSETBV_OK, XSETBV_GP };

@@ -16,6 +16,7 @@
 #include "lib/string.h"
 #include "x86/idt.h"
 #include "x86/percpu.h"
+#include "vm/shortcut.h"
 
 #define VPID_COUNT 0x10000u /* 0 is the hypervisor's */
 
@@ -100,7 +101,7 @@ static void report_refusal(struct vcpu *v, enum vmx_entry_result r, struct vm_ex
     *out = (struct vm_exit){.kind = VM_EXIT_INVALID_STATE, .raw_code = error};
 }
 
-void vmx_run(struct vcpu *v, struct vm_exit *out)
+static void run_once(struct vcpu *v, struct vm_exit *out)
 {
     struct vmx_vcpu *s = vmx_of(v);
     vmx_current(v);
@@ -136,6 +137,15 @@ void vmx_run(struct vcpu *v, struct vm_exit *out)
         vmx_decode_exit(v, out);
     else
         report_refusal(v, r, out);
+}
+
+void vmx_run(struct vcpu *v, struct vm_exit *out)
+{
+    do {
+        run_once(v, out);
+    } while (out->kind == VM_EXIT_NESTED_FAULT &&
+             vcpu_shortcut_fault(v, gpa_to_gfn(out->u.fault.gpa),
+                                 out->u.fault.exec ? DMM_EXEC : out->u.fault.write ? DMM_READ | DMM_WRITE : DMM_READ));
 }
 
 /* ---- reports ---------------------------------------------------------------------------------------------------------------- */

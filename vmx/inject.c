@@ -84,19 +84,11 @@ void vmx_clear_interrupt_shadow(struct vcpu *v)
         vmwrite(VMCS_INTERRUPTIBILITY, state & ~(uint64_t)SHADOW);
 }
 
-static void set_timer(struct vmx_vcpu *s, bool if_set)
-{
-    uint32_t value = if_set ? UINT32_MAX : vmx_features()->timer_slice;
-    if (!vmx_features()->preemption_timer || likely(s->timer == value))
-        return;
-    vmwrite(VMCS_PREEMPTION_TIMER, s->timer = value);
-}
-
 /* The VMCS is current; RFLAGS in it are still those of the last exit. */
 void vmx_inject_entering(struct vcpu *v)
 {
     struct vmx_vcpu *s = vmx_of(v);
-    set_timer(s, v->rflags & RFLAGS_IF);
+    vmx_arm_timer(s, v->rflags);
     if (unlikely((v->rflags ^ s->rflags) & RFLAGS_TF) && (vmread(VMCS_INTERRUPTIBILITY) & SHADOW)) {
         uint64_t pending = vmread(VMCS_PENDING_DEBUG) & ~VMX_PENDING_DEBUG_BS;
         vmwrite(VMCS_PENDING_DEBUG, pending | (v->rflags & RFLAGS_TF ? VMX_PENDING_DEBUG_BS : 0));

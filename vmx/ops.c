@@ -6,6 +6,8 @@
  * something away) or the vCPU comes from another CPU, where it may have left translations long ago. The guest's own side is stale
  * when one of its control registers was written for it; that costs one step of a counter: take a VPID that nobody has used since the
  * last INVVPID of all, and make that one when they run out. Without VPID every entry empties that side by itself.
+ * The two exits that guests cause by the million, CPUID and first touches, are answered between two entries (vm/shortcut.h).
+ *
  * The space's generation is read after the vCPU counts as in the guest: whoever moves it later sees the vCPU there and
  * interrupts it, whoever moved it earlier is seen here.
  */
@@ -14,9 +16,9 @@
 #include "core/log.h"
 #include "include/hv/dmm.h"
 #include "lib/string.h"
+#include "vm/shortcut.h"
 #include "x86/idt.h"
 #include "x86/percpu.h"
-#include "vm/shortcut.h"
 
 #define VPID_COUNT 0x10000u /* 0 is the hypervisor's */
 
@@ -139,13 +141,73 @@ static void run_once(struct vcpu *v, struct vm_exit *out)
         report_refusal(v, r, out);
 }
 
+/* Between two entries, interrupts off. True: answered, enter again. False: whatever is done twice then, save_registers(), may be. */
+static inline bool answered_cpuid(struct vcpu *v, struct vmx_vcpu *s)
+{
+    uint64_t rflags = vmread(VMCS_GUEST_RFLAGS);
+    v->rip = s->rip = vmread(VMCS_GUEST_RIP);
+    if (!vcpu_shortcut_cpuid(v, rflags, (unsigned)vmread(VMCS_EXIT_INSTRUCTION_LENGTH)))
+        return false;
+    vmwrite(VMCS_GUEST_RIP, s->rip = v->rip);
+    vmx_clear_interrupt_shadow(v);
+    vmx_arm_timer(s, rflags);
+    return true;
+}
+
+static inline enum vmx_entry_result enter(struct vcpu *v, struct vmx_vcpu *s)
+{
+    struct vmx_cpu *c = vmx_this_cpu();
+    prepare_translation(v, s, c);
+    load_breakpoints(v, c);
+    vmx_lazy_load(s);
+    vmx_inject_entering(v);
+    load_registers(v, s);
+    do {
+        enum vmx_entry_result r = vmx_enter(s, v->gpr, s->launched);
+        if (unlikely(r != VMX_ENTRY_EXITED))
+            return r;
+        s->reason = (uint32_t)vmread(VMCS_EXIT_REASON);
+        if (likely(!(s->reason & VMX_REASON_ENTRY_FAILURE)))
+            s->launched = true;
+    } while (s->reason == VMX_REASON_CPUID && answered_cpuid(v, s));
+    save_registers(v, s);
+    vmx_inject_exited(v);
+    if (unlikely(s->reason == VMX_REASON_EXCEPTION_OR_NMI))
+        take_nmi();
+    return VMX_ENTRY_EXITED;
+}
+
+static inline bool resolved_fault(struct vcpu *v)
+{
+    uint64_t q = vmread(VMCS_EXIT_QUALIFICATION);
+    unsigned access = q & VMX_EPT_EXEC ? DMM_EXEC : q & VMX_EPT_WRITE ? DMM_READ | DMM_WRITE : DMM_READ;
+    return vcpu_shortcut_fault(v, gpa_to_gfn(vmread(VMCS_GUEST_PHYSICAL_ADDRESS)), access);
+}
+
 void vmx_run(struct vcpu *v, struct vm_exit *out)
 {
+    struct vmx_vcpu *s = vmx_of(v);
+    enum vmx_entry_result r;
+    vmx_current(v);
+    if (unlikely(!vmx_load_pdptes(v))) {
+        out->kind = VM_EXIT_INTR;
+        return;
+    }
     do {
-        run_once(v, out);
-    } while (out->kind == VM_EXIT_NESTED_FAULT &&
-             vcpu_shortcut_fault(v, gpa_to_gfn(out->u.fault.gpa),
-                                 out->u.fault.exec ? DMM_EXEC : out->u.fault.write ? DMM_READ | DMM_WRITE : DMM_READ));
+        cli();
+        if (unlikely(!vcpu_entry_begin(v))) {
+            sti();
+            out->kind = VM_EXIT_INTR;
+            return;
+        }
+        r = enter(v, s);
+        vcpu_entry_end(v);
+        sti();
+    } while (likely(r == VMX_ENTRY_EXITED) && s->reason == VMX_REASON_EPT_VIOLATION && resolved_fault(v));
+    if (likely(r == VMX_ENTRY_EXITED))
+        vmx_decode_exit(v, out);
+    else
+        report_refusal(v, r, out);
 }
 
 /* ---- reports ---------------------------------------------------------------------------------------------------------------- */

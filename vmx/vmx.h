@@ -117,6 +117,13 @@ void vmx_request_irq_window(struct vcpu *v, bool on);
 bool vmx_nmi_blocked(struct vcpu *v);
 void vmx_request_nmi_window(struct vcpu *v, bool on);
 void vmx_clear_interrupt_shadow(struct vcpu *v);
+/* For an entry with these RFLAGS; the VMCS is current. */
+static inline void vmx_arm_timer(struct vmx_vcpu *s, uint64_t rflags)
+{
+    uint32_t value = rflags & RFLAGS_IF ? UINT32_MAX : vmx_features()->timer_slice;
+    if (unlikely(s->timer != value) && vmx_features()->preemption_timer)
+        vmwrite(VMCS_PREEMPTION_TIMER, s->timer = value);
+}
 /* Just before an entry and just after an exit. */
 void vmx_inject_entering(struct vcpu *v);
 void vmx_inject_exited(struct vcpu *v);

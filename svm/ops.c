@@ -31,17 +31,17 @@ static void take_asid(struct svm_vcpu *s, struct svm_cpu *c)
     svm_dirty(s, SVM_CLEAN_ASID);
 }
 
-static void prepare_translation(struct vcpu *v, struct svm_vcpu *s, struct svm_cpu *c)
+static inline void prepare_translation(struct vcpu *v, struct svm_vcpu *s, struct vmcb *b, struct svm_cpu *c)
 {
     uint64_t generation = dmm_space_flush_generation(v->vm->space);
     unsigned cpu = cpu_id();
-    s->vmcb->c.tlb_control = SVM_TLB_KEEP;
+    b->c.tlb_control = SVM_TLB_KEEP;
     if (unlikely(s->cpu != cpu || s->asid_generation != c->asid_generation || v->flush_gen_seen != generation)) {
         if (s->cpu != cpu)
             s->clean = 0; /* clean bits speak of what this very CPU cached */
         s->cpu = cpu;
         s->host_vmcb_hpa = c->host_vmcb_hpa;
-        s->vmcb->c.n_cr3 = dmm_space_root_hpa(v->vm->space);
+        b->c.n_cr3 = dmm_space_root_hpa(v->vm->space);
         svm_dirty(s, SVM_CLEAN_NP);
         take_asid(s, c);
         v->flush_gen_seen = generation;
@@ -49,9 +49,9 @@ static void prepare_translation(struct vcpu *v, struct svm_vcpu *s, struct svm_c
 }
 
 /* #VMEXIT leaves DR7 without any breakpoint armed, so the guest's DR0..3 may stay in the registers while we run. */
-static void load_breakpoints(struct vcpu *v, struct svm_vcpu *s, struct svm_cpu *c)
+static inline void load_breakpoints(struct vcpu *v, const struct vmcb *b, struct svm_cpu *c)
 {
-    if (likely(!(s->vmcb->s.dr7 & 0xff)) || (c->dr_owner == v && !v->dr_changed))
+    if (likely(!(b->s.dr7 & 0xff)) || (c->dr_owner == v && !v->dr_changed))
         return;
     write_dr0(v->dr[0]);
     write_dr1(v->dr[1]);
@@ -61,9 +61,8 @@ static void load_breakpoints(struct vcpu *v, struct svm_vcpu *s, struct svm_cpu 
     c->dr_owner = v;
 }
 
-static inline void put_registers(const struct vcpu *v, struct svm_vcpu *s)
+static inline void put_registers(const struct vcpu *v, const struct svm_vcpu *s, struct vmcb *b)
 {
-    struct vmcb *b = s->vmcb;
     b->s.rax = v->gpr[GPR_RAX];
     b->s.rsp = v->gpr[GPR_RSP];
     b->s.rip = v->rip;
@@ -71,9 +70,8 @@ static inline void put_registers(const struct vcpu *v, struct svm_vcpu *s)
     b->c.clean = s->clean; /* without the feature it means nothing */
 }
 
-static inline void get_registers(struct vcpu *v, struct svm_vcpu *s)
+static inline void get_registers(struct vcpu *v, struct svm_vcpu *s, const struct vmcb *b)
 {
-    const struct vmcb *b = s->vmcb;
     s->clean = SVM_CLEAN_ALL;
     v->gpr[GPR_RAX] = b->s.rax;
     v->gpr[GPR_RSP] = b->s.rsp;
@@ -100,7 +98,7 @@ bool svm_exited_cpuid(struct vcpu *v)
     return true;
 }
 
-static inline bool enter(struct vcpu *v, struct svm_vcpu *s)
+static inline bool enter(struct vcpu *v, struct svm_vcpu *s, struct vmcb *b)
 {
     cli();
     if (unlikely(!vcpu_entry_begin(v))) {
@@ -108,14 +106,14 @@ static inline bool enter(struct vcpu *v, struct svm_vcpu *s)
         return false;
     }
     struct svm_cpu *c = svm_this_cpu();
-    prepare_translation(v, s, c);
-    load_breakpoints(v, s, c);
+    prepare_translation(v, s, b, c);
+    load_breakpoints(v, b, c);
     if (unlikely(s->irq_window))
         svm_inject_entering(v);
-    put_registers(v, s);
+    put_registers(v, s, b);
     svm_enter(v);
-    get_registers(v, s);
-    svm_inject_exited(v, s, s->vmcb);
+    get_registers(v, s, b);
+    svm_inject_exited(v, s, b);
     vcpu_entry_end(v);
     sti();
     return true;
@@ -124,13 +122,13 @@ static inline bool enter(struct vcpu *v, struct svm_vcpu *s)
 void svm_run(struct vcpu *v, struct vm_exit *out)
 {
     struct svm_vcpu *s = svm_of(v);
-    const struct vmcb_control *c = &s->vmcb->c;
+    struct vmcb *b = s->vmcb;
     do {
-        if (!enter(v, s)) {
+        if (!enter(v, s, b)) {
             out->kind = VM_EXIT_INTR;
             return;
         }
-    } while (c->exit_code == SVM_EXIT_NPF && vcpu_shortcut_fault(v, gpa_to_gfn(c->exit_info2), svm_npf_access(c->exit_info1)));
+    } while (b->c.exit_code == SVM_EXIT_NPF && vcpu_shortcut_fault(v, gpa_to_gfn(b->c.exit_info2), svm_npf_access(b->c.exit_info1)));
     svm_decode_exit(v, out);
 }
 

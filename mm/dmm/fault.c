@@ -42,7 +42,7 @@ const char *dmm_fault_cause_name(enum dmm_fault_cause c)
 }
 
 /* EMPTY -> RW with a zeroed frame. False: pool or machine has none. */
-static inline bool fill_page(struct dmm_space *s, struct region *r, p2m_entry_t *slot, uint64_t gfn, bool *prezeroed)
+static inline __attribute__((always_inline)) bool fill_page(struct dmm_space *s, struct region *r, p2m_entry_t *slot, uint64_t gfn, bool *prezeroed)
 {
     if (unlikely(!pool_charge(s, 1)))
         return false;

@@ -184,6 +184,8 @@ setup:
 build/guest-kernel/vmlinuz:
 	$(Q)tools/setup
 
+include guests/rules.mk
+
 build/guests/initramfs.img: $(shell find guests -type f 2>/dev/null)
 	$(call say,GUEST,$@)
 	@mkdir -p $(@D)
@@ -268,7 +270,7 @@ test-fuzz: $(filter build/fuzz/fuzz_$(FUZZ)%,$(FUZZ_BIN))
 BACKEND ?= svm
 ROWS    ?=
 test-machine:
-	$(Q)$(MAKE) --no-print-directory DEBUG=1 all build/guest-kernel/vmlinuz build/guests/initramfs.img
+	$(Q)$(MAKE) --no-print-directory DEBUG=1 all tiny-guests build/guest-kernel/vmlinuz build/guests/initramfs.img
 	$(Q)PALIMPSEST_BUILD=build/debug tests/machine/run --backend $(BACKEND) $(if $(ROWS),--rows $(ROWS))
 
 test: setup
@@ -277,7 +279,7 @@ test: setup
 bench: setup
 	$(Q)$(MAKE) --no-print-directory bench-run
 
-bench-run: all $(BENCH_BIN) build/guest-kernel/vmlinuz build/guests/initramfs.img
+bench-run: all tiny-guests $(BENCH_BIN) build/guest-kernel/vmlinuz build/guests/initramfs.img
 	@size $(OUT)/palimpsest.elf | awk 'NR == 2 { printf "image: %.1f KiB text and data, %.1f KiB bss (goal: at most 256 KiB)\n", \
 	    ($$1 + $$2) / 1024, $$3 / 1024 }'
 	$(Q)for b in $(BENCH_BIN); do $$b || exit 1; done

@@ -1,0 +1,27 @@
+/* Says what the loader handed over. Arguments: `halt` (HLT for ever), `spin` (busy loop) instead of ending; `reset` (port CF9h). */
+#include "tiny.h"
+
+int tiny_main(void)
+{
+    print("hello: multiboot ok\n");
+    print("hello: cmdline \"%s\"\n", tiny_info->flags & 4 ? (const char *)(uintptr_t)tiny_info->cmdline : "");
+    for (uint32_t at = 0; tiny_info->flags & 64 && at < tiny_info->mmap_length;) {
+        const struct multiboot_mmap *m = (const void *)(uintptr_t)(tiny_info->mmap_addr + at);
+        print("hello: memory %016lx + %016lx type %u\n", m->base, m->length, m->type);
+        at += m->size + 4;
+    }
+    const struct multiboot_module *mod = (const void *)(uintptr_t)tiny_info->mods_addr;
+    for (uint32_t n = 0; tiny_info->flags & 8 && n < tiny_info->mods_count; n++) {
+        const uint8_t *b = (const uint8_t *)(uintptr_t)mod[n].start;
+        print("hello: module %u bytes \"%s\" begins %02x %02x %02x %02x\n", mod[n].end - mod[n].start,
+              (const char *)(uintptr_t)mod[n].string, b[0], b[1], b[2], b[3]);
+    }
+    print("hello: done\n");
+    while (arg("halt"))
+        asm volatile("cli\n hlt");
+    while (arg("spin"))
+        asm volatile("pause");
+    if (arg("reset"))
+        outb(0xcf9, 6);
+    return (int)arg_u64("code", 0);
+}

@@ -1,0 +1,226 @@
+/* The runtime that every tiny guest is linked with; see tiny.h. Polls the serial port, so that it works with interrupts broken. */
+#include "tiny.h"
+
+enum { COM1 = 0x3f8, LSR_THRE = 0x20, DEBUG_EXIT = 0xf4, PM1_CONTROL = 0x604 };
+
+const struct multiboot_info *tiny_info;
+volatile uint64_t resume, fault_error;
+volatile int fault_vector;
+void (*volatile on_interrupt)(unsigned vector);
+
+extern const uint64_t tiny_stubs[256];
+static struct { uint64_t low, high; } idt[256];
+
+void tiny_start(uint32_t info);
+void tiny_trap(struct trap_frame *f);
+
+/* The compiler calls these by itself. */
+void *memset(void *d, int c, size_t n);
+void *memcpy(void *d, const void *s, size_t n);
+void *memset(void *d, int c, size_t n) { for (uint8_t *p = d; n--; *p++ = (uint8_t)c) asm volatile(""); return d; }
+void *memcpy(void *d, const void *s, size_t n)
+{
+    const uint8_t *q = s;
+    for (uint8_t *p = d; n--; *p++ = *q++)
+        asm volatile("");
+    return d;
+}
+
+/* ---- output --------------------------------------------------------------------------------------------------------------- */
+
+static void put(char c)
+{
+    if (c == '\n')
+        put('\r');
+    while (!(inb(COM1 + 5) & LSR_THRE))
+        asm volatile("pause");
+    outb(COM1, (uint8_t)c);
+}
+
+static void put_number(uint64_t v, unsigned base, unsigned width, char pad)
+{
+    char buf[24];
+    unsigned n = 0;
+    do
+        buf[n++] = "0123456789abcdef"[v % base];
+    while (v /= base);
+    while (n < width && n < sizeof(buf))
+        buf[n++] = pad;
+    while (n)
+        put(buf[--n]);
+}
+
+void print(const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    for (; *fmt; fmt++) {
+        if (*fmt != '%') {
+            put(*fmt);
+            continue;
+        }
+        unsigned width = 0;
+        bool wide = false;
+        char pad = *++fmt == '0' ? '0' : ' ';
+        for (; *fmt >= '0' && *fmt <= '9'; fmt++)
+            width = width * 10 + (unsigned)(*fmt - '0');
+        for (; *fmt == 'l'; fmt++)
+            wide = true;
+        if (*fmt == 's') {
+            for (const char *s = va_arg(ap, const char *); *s; s++)
+                put(*s);
+        } else if (*fmt == 'c') {
+            put((char)va_arg(ap, int));
+        } else {
+            uint64_t v = wide ? va_arg(ap, uint64_t) : *fmt == 'd' ? (uint64_t)(int64_t)va_arg(ap, int) : va_arg(ap, uint32_t);
+            if (*fmt == 'd' && (int64_t)v < 0) {
+                put('-');
+                v = -v;
+            }
+            put_number(v, *fmt == 'x' ? 16 : 10, width, pad);
+        }
+    }
+    va_end(ap);
+}
+
+/* ---- arguments -------------------------------------------------------------------------------------------------------------- */
+
+static const char *find_arg(const char *key)
+{
+    const char *s = tiny_info->flags & 4 ? (const char *)(uintptr_t)tiny_info->cmdline : "";
+    while (*s) {
+        size_t n = 0;
+        while (key[n] && s[n] == key[n])
+            n++;
+        if (!key[n] && (s[n] == '=' || s[n] == ' ' || !s[n]))
+            return s + n;
+        while (*s && *s != ' ')
+            s++;
+        while (*s == ' ')
+            s++;
+    }
+    return NULL;
+}
+
+const char *arg(const char *key)
+{
+    static char value[64];
+    const char *s = find_arg(key);
+    size_t n = 0;
+    if (!s)
+        return NULL;
+    if (*s == '=')
+        s++;
+    while (*s && *s != ' ' && n < sizeof(value) - 1)
+        value[n++] = *s++;
+    value[n] = 0;
+    return value;
+}
+
+uint64_t arg_u64(const char *key, uint64_t otherwise)
+{
+    const char *s = arg(key);
+    uint64_t v = 0;
+    if (!s || *s < '0' || *s > '9')
+        return otherwise;
+    for (; *s >= '0' && *s <= '9'; s++)
+        v = v * 10 + (uint64_t)(*s - '0');
+    return v;
+}
+
+bool arg_is(const char *key, const char *value)
+{
+    const char *s = arg(key);
+    while (s && *s && *s == *value)
+        s++, value++;
+    return s && !*s && !*value;
+}
+
+/* ---- memory ------------------------------------------------------------------------------------------------------------------- */
+
+void free_memory(uint64_t *base, uint64_t *end)
+{
+    uint64_t low = (uint64_t)image_end;
+    const struct multiboot_module *mod = (const void *)(uintptr_t)tiny_info->mods_addr;
+    for (uint32_t n = 0; tiny_info->flags & 8 && n < tiny_info->mods_count; n++)
+        low = mod[n].end > low ? mod[n].end : low;
+    /* What the loader left for us to read (this structure, the map, the command line) may lie above the image too. */
+    const uint64_t kept[] = {(uint64_t)tiny_info + 4096, tiny_info->mmap_addr + tiny_info->mmap_length, tiny_info->cmdline + 4096u,
+                             tiny_info->mods_addr + 4096u};
+    for (unsigned n = 0; n < 4; n++)
+        if (kept[n] > low && kept[n] < low + (16 << 20))
+            low = kept[n];
+    *base = (low + 4095) & ~UINT64_C(4095);
+    *end = *base;
+    for (uint32_t at = 0; tiny_info->flags & 64 && at < tiny_info->mmap_length;) {
+        const struct multiboot_mmap *m = (const void *)(uintptr_t)(tiny_info->mmap_addr + at);
+        uint64_t top = m->base + m->length > UINT64_C(1) << 32 ? UINT64_C(1) << 32 : m->base + m->length;
+        if (m->type == 1 && m->base <= *base && top > *end)
+            *end = top & ~UINT64_C(4095);
+        at += m->size + 4;
+    }
+}
+
+uint64_t random_next(uint64_t *state)
+{
+    uint64_t x = *state += UINT64_C(0x9e3779b97f4a7c15);
+    x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ x >> 27) * UINT64_C(0x94d049bb133111eb);
+    return x ^ x >> 31;
+}
+
+/* ---- traps and the end ------------------------------------------------------------------------------------------------------- */
+
+void tiny_trap(struct trap_frame *f)
+{
+    if (f->vector < 32 && resume) {
+        fault_vector = (int)f->vector;
+        fault_error = f->error;
+        f->rip = resume;
+        f->rflags &= ~UINT64_C(0x10100); /* neither RF nor a step */
+        resume = 0;
+        return;
+    }
+    if (f->vector >= 32 && on_interrupt) {
+        on_interrupt((unsigned)f->vector);
+        return;
+    }
+    print("tiny: unexpected vector %lu error %lx at rip %lx cr2 %lx\n", f->vector, f->error, f->rip, READ_CR(2));
+    exit_vm(127);
+}
+
+int try_rdmsr(uint32_t msr, uint64_t *value)
+{
+    uint32_t a = 0, d = 0;
+    int r = TRY("rdmsr", : "+a"(a), "+d"(d) : "c"(msr) : "r15", "memory");
+    *value = a | (uint64_t)d << 32;
+    return r;
+}
+
+int try_wrmsr(uint32_t msr, uint64_t value)
+{
+    return TRY("wrmsr", :: "c"(msr), "a"((uint32_t)value), "d"((uint32_t)(value >> 32)) : "r15", "memory");
+}
+
+void exit_vm(uint32_t code)
+{
+    outl(DEBUG_EXIT, code);
+    outw(PM1_CONTROL, 5 << 10 | 1 << 13); /* without a debug-exit device: power off */
+    for (;;)
+        asm volatile("cli\n hlt");
+}
+
+void tiny_start(uint32_t info)
+{
+    struct { uint16_t limit; uint64_t base; } __attribute__((packed)) ptr = {sizeof(idt) - 1, (uint64_t)idt};
+    tiny_info = (const struct multiboot_info *)(uintptr_t)info;
+    for (unsigned n = 0; n < 256; n++) {
+        uint64_t at = tiny_stubs[n];
+        idt[n].low = (at & 0xffff) | 8 << 16 | UINT64_C(0x8e00) << 32 | (at >> 16 & 0xffff) << 48;
+        idt[n].high = at >> 32;
+    }
+    asm volatile("lidt %0" :: "m"(ptr));
+    outb(COM1 + 1, 0);
+    outb(COM1 + 3, 3);
+    exit_vm((uint32_t)tiny_main());
+}

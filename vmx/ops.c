@@ -103,44 +103,6 @@ static void report_refusal(struct vcpu *v, enum vmx_entry_result r, struct vm_ex
     *out = (struct vm_exit){.kind = VM_EXIT_INVALID_STATE, .raw_code = error};
 }
 
-static void run_once(struct vcpu *v, struct vm_exit *out)
-{
-    struct vmx_vcpu *s = vmx_of(v);
-    vmx_current(v);
-    if (unlikely(!vmx_load_pdptes(v))) {
-        out->kind = VM_EXIT_INTR;
-        return;
-    }
-    cli();
-    if (unlikely(!vcpu_entry_begin(v))) {
-        sti();
-        out->kind = VM_EXIT_INTR;
-        return;
-    }
-    struct vmx_cpu *c = vmx_this_cpu();
-    prepare_translation(v, s, c);
-    load_breakpoints(v, c);
-    vmx_lazy_load(s);
-    vmx_inject_entering(v);
-    load_registers(v, s);
-    enum vmx_entry_result r = vmx_enter(s, v->gpr, s->launched);
-    if (likely(r == VMX_ENTRY_EXITED)) {
-        s->reason = (uint32_t)vmread(VMCS_EXIT_REASON);
-        if (likely(!(s->reason & VMX_REASON_ENTRY_FAILURE)))
-            s->launched = true;
-        save_registers(v, s);
-        vmx_inject_exited(v);
-        if (unlikely(s->reason == VMX_REASON_EXCEPTION_OR_NMI))
-            take_nmi();
-    }
-    vcpu_entry_end(v);
-    sti();
-    if (likely(r == VMX_ENTRY_EXITED))
-        vmx_decode_exit(v, out);
-    else
-        report_refusal(v, r, out);
-}
-
 /* Between two entries, interrupts off. True: answered, enter again. False: whatever is done twice then, save_registers(), may be. */
 static inline bool answered_cpuid(struct vcpu *v, struct vmx_vcpu *s)
 {

@@ -15,8 +15,6 @@ enum lock_rank { /* taken in ascending order */
     LOCK_RANK_NONE = 0,
     LOCK_RANK_VM_LIST,     /* vm/: the list of VMs */
     LOCK_RANK_VM,          /* vm/: one VM's life cycle */
-    LOCK_RANK_VDEV,        /* vdev/: one VM's device models */
-    LOCK_RANK_VIRQ,        /* vdev/: interrupt controllers (below devices: devices raise lines) */
     LOCK_RANK_POOL,        /* mm/dmm: pool list */
     LOCK_RANK_P2M,         /* mm/dmm: one 2 MiB region of one space */
     LOCK_RANK_SHARE,       /* mm/dmm: shared frames */
@@ -24,6 +22,9 @@ enum lock_rank { /* taken in ascending order */
     LOCK_RANK_VMAP,        /* mm: map of the virtual region */
     LOCK_RANK_HOSTMAP,     /* mm: our page tables (their pages come from the frame allocator) */
     LOCK_RANK_FRAME,       /* mm/dmm: frame allocator slow path */
+    /* From here on: taken in interrupt handlers too, so above everything that is held with interrupts on. */
+    LOCK_RANK_VDEV,        /* vdev/: one VM's device models */
+    LOCK_RANK_VIRQ,        /* vdev/: interrupt controllers (below devices: devices raise lines) */
     LOCK_RANK_WAITQ,       /* core: wait queues */
     LOCK_RANK_SCHED,       /* core: run queues */
     LOCK_RANK_TIMER,       /* core: timer queues */

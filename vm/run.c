@@ -50,7 +50,7 @@ void vcpu_kick(struct vcpu *v)
 
 void vm_kick_all(struct vm *vm)
 {
-    for (unsigned n = 0; n < vm->vcpu_count; n++)
+    for (unsigned n = 0; vm->vcpus && n < vm->vcpu_count; n++) /* it may be in the making, or its making have failed */
         if (vm->vcpus[n])
             vcpu_kick(vm->vcpus[n]);
 }

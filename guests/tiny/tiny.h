@@ -1,6 +1,6 @@
 /* The runtime of the tiny guests: serial output, arguments, memory map, traps, exit. Each guest supplies tiny_main(). */
-#ifndef GUESTS_TINY_TINY_H
-#define GUESTS_TINY_TINY_H
+#ifndef HV_GUESTS_TINY_TINY_H
+#define HV_GUESTS_TINY_TINY_H
 
 #include <stdarg.h>
 #include <stdbool.h>

@@ -34,7 +34,10 @@ static enum emulate_result translate_page(struct vcpu *v, uint64_t gva, unsigned
     *ram = dmm_gfn_is_ram(v->vm->space, out->gfn);
     if (!*ram)
         return EMULATE_DONE;
-    switch (dmm_fault(v->vm->space, out->gfn, access & DMM_WRITE ? DMM_READ | DMM_WRITE : DMM_READ)) {
+    access = access & DMM_WRITE ? DMM_READ | DMM_WRITE : DMM_READ;
+    if (dmm_is_mapped(v->vm->space, out->gfn, access))
+        return EMULATE_DONE;
+    switch (dmm_fault(v->vm->space, out->gfn, access)) {
     case DMM_FAULT_RETRY: return EMULATE_DONE;
     case DMM_FAULT_BLOCKED: return EMULATE_BLOCKED;
     case DMM_FAULT_STALLED: return EMULATE_STALLED;

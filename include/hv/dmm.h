@@ -105,6 +105,8 @@ bool dmm_gfn_is_ram(const struct dmm_space *s, gfn_t gfn);
 
 /* The nested fault. `access` is a mask of enum dmm_access; write implies read. */
 enum dmm_fault_result dmm_fault(struct dmm_space *s, gfn_t gfn, unsigned access);
+/* Would dmm_fault() find nothing to do? Counts nothing: for the emulator, whose accesses are no faults. */
+bool dmm_is_mapped(struct dmm_space *s, gfn_t gfn, unsigned access);
 /* After BLOCKED / STALLED: sleeps (no lock held) until it is worth trying again, at most timeout_ns. */
 void dmm_wait(struct dmm_space *s, gfn_t gfn, uint64_t timeout_ns);
 void dmm_wait_memory(struct dmm_space *s, uint64_t timeout_ns);

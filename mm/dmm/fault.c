@@ -212,6 +212,20 @@ enum dmm_fault_result dmm_fault(struct dmm_space *s, gfn_t gfn, unsigned access)
     return o.result;
 }
 
+bool dmm_is_mapped(struct dmm_space *s, gfn_t gfn, unsigned access)
+{
+    bool mapped = false, outermost = dmm_enter();
+    struct region *r = region_of(s, gfn);
+    if (r) {
+        spin_lock(&r->lock);
+        unsigned level;
+        mapped = s->format->permits(p2m_read(p2m_leaf(r, gfn, &level)), access);
+        spin_unlock(&r->lock);
+    }
+    dmm_leave(outermost);
+    return mapped;
+}
+
 /* ---- boot files ------------------------------------------------------------------------------------------------- */
 
 /* True: mapped now, or was. False with *stalled: no table page; else the page holds something else and wants a copy. */

@@ -106,6 +106,7 @@ static bool guest_access(struct vm_model *v, uint64_t g, bool write)
         if (r == DMM_FAULT_STALLED)
             return false;
         assert_int_equal(r, DMM_FAULT_RETRY);
+        assert_true(dmm_is_mapped(v->s, gfn_of(g), DMM_READ) && (!write || dmm_is_mapped(v->s, gfn_of(g), DMM_WRITE)));
     }
     fail_msg("no progress at gfn %lx", g);
     return false;

@@ -17,15 +17,9 @@ EFI_STATUS efi_main(EFI_HANDLE self, EFI_SYSTEM_TABLE *st);
 
 static uint64_t file_bytes_total;
 
-/* Reads one file that a section names, unless it was named before. */
-static void load_file(struct boot_info *bi, const char *section, const char *key, const char *name)
+void loader_need_file(struct boot_info *bi, const char *section, const char *key, const char *name)
 {
     struct loader_file f;
-    if (!*name)
-        return;
-    for (uint32_t i = 0; i < bi->file_count; i++)
-        if (strcmp(bi->files[i].name, name) == 0)
-            return;
     if (bi->file_count == BOOT_MAX_FILES)
         loader_halt(CONFIG_PATH ": [%s] %s: more than %u boot files", section, key, BOOT_MAX_FILES);
     struct boot_file *entry = &bi->files[bi->file_count];
@@ -51,26 +45,9 @@ static void load_file(struct boot_info *bi, const char *section, const char *key
     loader_print("palimpsest: read %s, %llu KiB", loader_file_path(name), (unsigned long long)(f.size + 1023) / 1024);
 }
 
-static void load_files(struct boot_info *bi, const struct config *c)
-{
-    for (uint32_t i = 0; i < c->vm_count; i++) {
-        const struct config_vm *vm = &c->vms[i];
-        char section[CONFIG_NAME_MAX + 4];
-        snprintf(section, sizeof(section), "vm %s", vm->name);
-        load_file(bi, section, "kernel", vm->kernel);
-        load_file(bi, section, "initrd", vm->initrd);
-        for (uint32_t j = 0; j < vm->module_count; j++)
-            load_file(bi, section, "module", vm->modules[j].file);
-    }
-    for (uint32_t i = 0; i < c->file_count; i++)
-        load_file(bi, "hypervisor", "file", c->files[i]);
-}
-
-/* The configuration is parsed here only to learn which files to read; core parses the text again. */
 static void load_config(struct boot_info *bi)
 {
     struct loader_file text;
-    struct config_error err = {0};
     EFI_STATUS status = loader_read_file(CONFIG_PATH, EfiLoaderData, CONFIG_MAX_BYTES, &text);
     if (status == EFI_NOT_FOUND || status == EFI_TFTP_ERROR) {
         loader_print("palimpsest: no %s: starting without virtual machines%s", loader_file_path(CONFIG_PATH),
@@ -81,18 +58,7 @@ static void load_config(struct boot_info *bi)
         loader_halt("cannot read %s: %s", loader_file_path(CONFIG_PATH), efi_reason(status));
     bi->config_hpa = (uint64_t)text.data;
     bi->config_size = text.size;
-
-    struct config *c = loader_alloc(sizeof(*c), EfiBootServicesData, "the configuration");
-    config_defaults(c);
-    if (!config_parse(c, text.data, text.size, &err)) {
-        if (err.line)
-            loader_print(CONFIG_PATH ":%u: %s", err.line, err.text);
-        else
-            loader_print(CONFIG_PATH ": %s", err.text);
-        loader_halt("the configuration has an error");
-    }
-    load_files(bi, c);
-    loader_free(c, sizeof(*c));
+    loader_read_config(bi);
 }
 
 static bool guid_equal(const EFI_GUID *a, const EFI_GUID *b)

@@ -1,6 +1,6 @@
 /*
  * What the two loaders (UEFI application, multiboot2) share: is this CPU one for us, placing the embedded hypervisor, core's first page
- * tables, the serial line. Each loader brings the memory and the last words.
+ * tables, the list of files, the serial line. Each loader brings the memory and the last words.
  */
 #ifndef HV_BOOT_IMAGE_H
 #define HV_BOOT_IMAGE_H
@@ -9,6 +9,8 @@
 #include "include/abi/boot_info.h"
 #include "include/hv/types.h"
 
+#define CONFIG_PATH "palimpsest.conf"
+
 /* --- supplied by the loader --- */
 /* `bytes` rounded up to pages, zeroed, below 4 GiB or wherever the loader can write; in the map as BOOT_MEM_LOADER. Halts with the name
  * of `what` if there is no memory. */
@@ -16,6 +18,13 @@ void *loader_keep(uint64_t bytes, const char *what);
 void loader_free(void *p, uint64_t bytes);
 void loader_print(const char *fmt, ...) PRINTF_LIKE(1, 2);         /* a line; "\n" is added */
 NORETURN void loader_halt(const char *fmt, ...) PRINTF_LIKE(1, 2); /* "palimpsest: halted: CAUSE", then hlt for ever */
+
+/* A file that the configuration names and bi->files has not got. Adds it, or says why not and halts. */
+void loader_need_file(struct boot_info *bi, const char *section, const char *key, const char *name);
+
+/* --- config.c --- */
+/* The text at bi->config_hpa: asks for each file that it names. Halts if it has an error. */
+void loader_read_config(struct boot_info *bi);
 
 /* --- cpu.c --- */
 void loader_check_cpu(void);                                       /* halts if this CPU cannot run us */

@@ -10,10 +10,8 @@
 #include "boot/memmap.h"
 #include "include/abi/boot_info.h"
 #include "include/hv/types.h"
-#include "lib/config.h"
 
 #define LOADER_NAME "palimpsest-efi 0.1"
-#define CONFIG_PATH "palimpsest.conf"
 
 extern EFI_SYSTEM_TABLE *efi_st;
 extern EFI_BOOT_SERVICES *efi_bs;

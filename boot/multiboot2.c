@@ -12,11 +12,9 @@
  */
 #include "boot/image.h"
 #include "boot/multiboot2_tags.h"
-#include "lib/config.h"
 #include "lib/string.h"
 
 #define LOADER_NAME "palimpsest-multiboot2 0.1"
-#define CONFIG_NAME "palimpsest.conf"
 #define MAX_RANGES 1024
 #define REACH GIB(4)
 #define LOW_MEMORY MIB(1)
@@ -151,7 +149,7 @@ static void take_module(struct boot_info *bi, const struct mb2_module *m)
     if (n == 0 || n == sizeof(name))
         loader_halt("a module of %llu bytes has no name, or one that is too long: write \"module2 FILE NAME\"", (unsigned long long)m->size);
     memcpy(name, m->args, n);
-    if (strcmp(name, CONFIG_NAME) == 0) {
+    if (strcmp(name, CONFIG_PATH) == 0) {
         bi->config_hpa = settle(m, name);
         bi->config_size = m->size;
         return;
@@ -165,28 +163,12 @@ static void take_module(struct boot_info *bi, const struct mb2_module *m)
     loader_print("palimpsest: module %s, %llu KiB", name, (unsigned long long)(m->size + 1023) / 1024);
 }
 
-static bool check_file(const char *file, void *arg)
+void loader_need_file(struct boot_info *bi, const char *section, const char *key, const char *name)
 {
-    const struct boot_info *bi = arg;
-    for (uint32_t i = 0; i < bi->file_count; i++)
-        if (strcmp(bi->files[i].name, file) == 0)
-            return true;
-    loader_halt(CONFIG_NAME " names %s, but no module has this name: add \"module2 FILE %s\" to GRUB's configuration", file, file);
-}
-
-/* Read here only to say at once what is missing; core parses the text again. */
-static void check_config(struct boot_info *bi)
-{
-    struct config_error err = {0};
-    if (!bi->config_hpa) {
-        loader_print("palimpsest: no module is called " CONFIG_NAME ": starting without virtual machines");
-        return;
-    }
-    struct config *c = loader_keep(sizeof(*c), "the configuration");
-    config_defaults(c);
-    if (!config_parse(c, (const char *)bi->config_hpa, bi->config_size, &err))
-        loader_halt(CONFIG_NAME ":%u: %s", err.line, err.text);
-    config_for_each_file(c, check_file, bi);
+    (void)bi;
+    loader_print(CONFIG_PATH ": [%s] %s: cannot read %s: no module has this name (\"module2 FILE %s\" in GRUB's configuration)", section, key,
+                 name, name);
+    loader_halt("a boot file cannot be read");
 }
 
 /* ---- ACPI ------------------------------------------------------------------------------------------------------------------- */
@@ -265,7 +247,10 @@ void multiboot2_main(const void *info)
     str_copy(bi->cmdline, sizeof(bi->cmdline), mb.cmdline);
     for (uint32_t i = 0; i < mb.module_count; i++)
         take_module(bi, &mb.modules[i]);
-    check_config(bi);
+    if (bi->config_hpa)
+        loader_read_config(bi);
+    else
+        loader_print("palimpsest: no \"" CONFIG_PATH "\" among the modules: starting without virtual machines");
     uint64_t entry = loader_place_image(bi);
     bi->rsdp_hpa = find_rsdp();
     bi->efi_system_table = mb.efi_system_table;

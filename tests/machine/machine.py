@@ -9,6 +9,7 @@ come at any point; they are told by their time stamp and never taken for output 
 import json
 import os
 import re
+import signal
 import subprocess
 import threading
 import time
@@ -27,8 +28,20 @@ class Failure(Exception):
     """What a row found wrong; its text is shown to the person."""
 
 
+running = set() # every machine that is on, for kill_all()
+
+
+def kill_all():
+    for machine in list(running):
+        os.killpg(machine.process.pid, signal.SIGKILL)
+
+
 class Machine:
-    """One power-on. Subclasses say which command starts the emulator with its serial line on stdin and stdout."""
+    """One power-on. Subclasses say which command starts the emulator with its serial line on stdin and stdout, what makes its boot
+    medium, and how many times slower than QEMU it may be."""
+
+    medium = ("tools/mkimage", ".img")
+    slow = 1
 
     def __init__(self, image, log_path, memory="512M", deadline=None, cpu=None, extra=()):
         self.image, self.memory, self.cpu, self.extra = image, memory, cpu, extra
@@ -54,6 +67,7 @@ class Machine:
         self.errors = open(self.log.name + ".stderr", "w+", encoding="utf-8", errors="replace")
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
                                         start_new_session=True)
+        running.add(self)
         threading.Thread(target=self._read, daemon=True).start()
 
     def kill(self):
@@ -61,7 +75,7 @@ class Machine:
             return
         with self.wake:
             self.end_expected = True
-        self.process.kill()
+        os.killpg(self.process.pid, signal.SIGKILL) # with whatever it has started
         self.process.wait()
         with self.wake:
             self.wake.wait_for(lambda: self.ended is not None, 10)
@@ -72,6 +86,7 @@ class Machine:
                 pass # what was typed last never reached the machine
         if os.path.getsize(self.errors.name) == 0:
             os.remove(self.errors.name)
+        running.discard(self)
         self.process = None
 
     def _read(self):
@@ -112,7 +127,7 @@ class Machine:
 
     def _wait(self, test, timeout, what):
         """Until test() is true under the lock; the row's own deadline counts too."""
-        limit = time.monotonic() + timeout
+        limit = time.monotonic() + timeout * self.slow
         limit = min(limit, self.deadline) if self.deadline else limit
         begun = time.monotonic()
         with self.wake:
@@ -175,7 +190,7 @@ class Machine:
 
     def resync(self, timeout=60):
         """A prompt with nothing pending, after input of which some may have been dropped or is still being worked on."""
-        limit = time.monotonic() + timeout
+        limit = time.monotonic() + timeout * self.slow
         while True:
             self.syncs += 1
             self.send(f"\x03\x03help sync{self.syncs}\r")
@@ -244,14 +259,14 @@ class Machine:
 
     def until(self, line, test, timeout=60, what=None):
         """Asks `line -j` until test(answer) is true; the question itself paces this, as its answer takes the guest's time."""
-        limit = time.monotonic() + timeout
+        limit = time.monotonic() + timeout * self.slow
         while True:
             answer = self.json(line)
             if result := test(answer):
                 return result
             if time.monotonic() >= min(limit, self.deadline or limit):
                 raise Failure(f"`{line}` did not come to show {what or 'what was expected'} within {timeout} s: {answer}")
-            self.pause(0.2)
+            self.pause(0.3)
 
     def pause(self, seconds):
         """Lets the machine run between two looks, unless it dies first."""
@@ -273,4 +288,24 @@ class QemuMachine(Machine):
         return command
 
 
-BACKENDS = {"svm": QemuMachine}
+class BochsMachine(Machine):
+    """Intel's side: no other emulator here has VMX. It boots by BIOS and GRUB, and is one core of old."""
+
+    medium = ("tools/mkiso", ".iso")
+    slow = 6
+    fifo = 8                                # bytes typed ahead of their echo: its UART drops what its FIFO has no room for
+
+    def send(self, text):
+        for n in range(0, len(text), self.fifo):
+            with self.wake:
+                before = len(self.text)
+            super().send(text[n:n + self.fifo])
+            with self.wake:
+                self.wake.wait_for(lambda: len(self.text) > before or self.panicked or self.ended is not None, 0.5)
+
+    def emulator_command(self):
+        return ["tools/run-bochs", "--image", self.image, "--memory", self.memory, "--serial", "stdio", "--log", self.log.name + ".bochs",
+                *self.extra]
+
+
+BACKENDS = {"svm": QemuMachine, "vmx": BochsMachine}

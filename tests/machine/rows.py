@@ -41,8 +41,10 @@ class Bench:
     """The machines of one row, one after the other."""
 
     def __init__(self, this, backend, slow):
-        self.row, self.backend = this, backend
-        self.deadline = time.monotonic() + this.timeout * slow
+        self.row = this
+        self.kind = BACKENDS[backend]
+        self.slow = self.kind.slow * slow
+        self.deadline = time.monotonic() + this.timeout * self.slow
         self.log_path = os.path.join(OUT, this.name + ".log")
         self.machine = None
         os.makedirs(OUT, exist_ok=True)
@@ -54,19 +56,21 @@ class Bench:
         if config is not None:
             with open(base + ".conf", "w", encoding="latin-1", newline="") as f:
                 f.write(config)
-        image = f"{base}.{hashlib.sha256(repr((config, files)).encode()).hexdigest()[:8]}.img"
-        command = ["tools/mkimage", "--unchecked"] + (["--config", base + ".conf"] if config is not None else [])
+        tool, suffix = self.kind.medium
+        image = f"{base}.{hashlib.sha256(repr((config, files)).encode()).hexdigest()[:8]}{suffix}"
+        command = [tool, "--unchecked"] + (["--config", base + ".conf"] if config is not None else [])
         for name, path in files.items():
             command += ["--add", f"{path}={name}"]
         made = subprocess.run(command + [image], cwd=ROOT, capture_output=True, text=True, check=False)
-        require(made.returncode == 0, f"mkimage: {made.stderr.strip() or made.stdout.strip()}")
+        require(made.returncode == 0, f"{tool}: {made.stderr.strip() or made.stdout.strip()}")
         return image
 
     def power_on(self, config="", files=None, memory=None, cpu=None, extra=()):
         """A fresh machine with this palimpsest.conf (None: without one) and these {name: path} files on its disk."""
         self.power_off()
         self.image = self._image(config, files or {})
-        self.machine = BACKENDS[self.backend](self.image, self.log_path, memory or self.row.memory, self.deadline, cpu, extra)
+        self.machine = self.kind(self.image, self.log_path, memory or self.row.memory, self.deadline, cpu, extra)
+        self.machine.slow = self.slow
         self.machine.start()
         return self.machine
 

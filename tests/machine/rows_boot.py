@@ -12,7 +12,7 @@ COMMANDS = ("help", "version", "cpu", "log", "threads", "module list", "mem", "m
 def boot_prompt(bench):
     blob = bytes(range(256)) * 20
     m = bench.boot(HYPERVISOR + "[vm a]\nkernel = blob.bin\nautostart = no\n", {"blob.bin": bench.bytes_file("blob", blob)})
-    require(re.search(r"^palimpsest \d\S* \(debug\), booted by palimpsest-efi", m.command("version")), "version says too little")
+    require(re.search(r"^palimpsest \d\S* \(debug\), booted by palimpsest-(efi|multiboot2)", m.command("version")), "version says too little")
     require("TSC" in m.command("cpu") and m.json("cpu")["tsc_khz"] > 1000, "cpu knows no TSC frequency")
     require(re.search(r"blob\.bin +5120 ", m.command("module list")), "module list lacks the boot file")
     require(any(f["name"] == "blob.bin" and f["bytes"] == len(blob) for f in m.json("module list")), "module list -j lacks it")
@@ -75,7 +75,7 @@ def boot_missing_file(bench):
         m.expect("halt", 10)
 
 
-@row("boot-little-memory", audit=False)
+@row("boot-little-memory", backends=("svm",), audit=False)
 def boot_little_memory(bench):
     m = bench.power_on(HYPERVISOR + "[vm a]\nkernel = big\nautostart = no\n", {"big": bench.bytes_file("big", bytes(40 << 20))},
                        memory="64M")
@@ -91,7 +91,7 @@ def boot_no_svm(bench):
         m.expect("halted: .*" + said, 40)
 
 
-@row("boot-usb", timeout=90)
+@row("boot-usb", timeout=90, backends=("svm",))
 def boot_usb(bench):
     m = bench.boot(HYPERVISOR, extra=("--boot-from", "usb"))
     m.command("version")

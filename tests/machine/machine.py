@@ -31,9 +31,17 @@ class Failure(Exception):
 running = set() # every machine that is on, for kill_all()
 
 
+def kill_group(process):
+    """The emulator with whatever it has started, unless all have ended."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
 def kill_all():
     for machine in list(running):
-        os.killpg(machine.process.pid, signal.SIGKILL)
+        kill_group(machine.process)
 
 
 class Machine:
@@ -75,7 +83,7 @@ class Machine:
             return
         with self.wake:
             self.end_expected = True
-        os.killpg(self.process.pid, signal.SIGKILL) # with whatever it has started
+        kill_group(self.process)
         self.process.wait()
         with self.wake:
             self.wake.wait_for(lambda: self.ended is not None, 10)

@@ -103,11 +103,9 @@ static void write_host_state(void)
     vmwrite(VMCS_HOST_SYSENTER_EIP, rdmsr(MSR_SYSENTER_EIP));
 }
 
-void vmx_current(struct vcpu *v)
+void vmx_fetch(struct vcpu *v)
 {
     struct vmx_vcpu *s = vmx_of(v);
-    if (likely(vmx_this_cpu()->current == s))
-        return;
     if (s->cpu != cpu_id())
         vmx_evict(s);
     uint64_t flags = irq_save();

@@ -15,13 +15,12 @@
 #include "mm/mm.h"
 #include "x86/percpu.h"
 
-static struct vmx_features features;
+struct vmx_features vmx_feature_flags;
+#define features vmx_feature_flags /* here alone it is written */
 static char reason[160];           /* of the last failure */
 static mfn_t msr_bitmap;
 static bool shared_ready;
 
-const struct vmx_features *vmx_features(void) { return &features; }
-struct vmx_cpu *vmx_this_cpu(void) { return this_cpu()->slot[PERCPU_HVM]; }
 uint64_t vmx_msr_bitmap_hpa(void) { return mfn_to_hpa(msr_bitmap); }
 
 const char *vmx_error_name(uint32_t number)
@@ -34,13 +33,16 @@ const char *vmx_error_name(uint32_t number)
     }
 }
 
-NORETURN void vmx_insn_failed(const char *insn, uint64_t operand, bool error_valid)
+NORETURN void vmx_insn_failed(const char *insn, uint64_t operand)
 {
     uint64_t error = 0;
-    if (!error_valid || !vmread_safe(VMCS_INSTRUCTION_ERROR, &error))
+    if (!vmread_safe(VMCS_INSTRUCTION_ERROR, &error))
         panic("%s %#lx failed: VMfailInvalid, no current VMCS or not in VMX operation", insn, operand);
     panic("%s %#lx failed: VM-instruction error %lu, %s", insn, operand, error, vmx_error_name((uint32_t)error));
 }
+
+NORETURN void vmread_failed(uint64_t field) { vmx_insn_failed("VMREAD", field); }
+NORETURN void vmwrite_failed(uint64_t field) { vmx_insn_failed("VMWRITE", field); }
 
 /* ---- control words ---------------------------------------------------------------------------------------------------- */
 

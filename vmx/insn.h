@@ -1,7 +1,8 @@
 /*
  * The VMX instructions, each with its two ways to fail (SDM 3, 31.2): CF = there is no current VMCS, ZF = the current VMCS's
- * instruction-error field says why. None of them can fail through anything a guest does: vmx_insn_failed() reports our bug by the
- * manual's words and stops. VMLAUNCH and VMRESUME can, and are in entry.asm.
+ * instruction-error field says why. Which of them it was is told by trying to read that field, so one branch here covers both.
+ * None of them can fail through anything a guest does: the report, by the manual's words, is of a bug of ours, and stops.
+ * VMLAUNCH and VMRESUME can, and are in entry.asm.
  */
 #ifndef HV_VMX_INSN_H
 #define HV_VMX_INSN_H
@@ -9,7 +10,10 @@
 #include "include/hw/vmcs.h"
 #include "x86/cpu.h"
 
-NORETURN void vmx_insn_failed(const char *insn, uint64_t operand, bool error_valid); /* enable.c */
+/* enable.c */
+NORETURN void vmx_insn_failed(const char *insn, uint64_t operand);
+NORETURN void vmread_failed(uint64_t field);
+NORETURN void vmwrite_failed(uint64_t field);
 
 /* Without the failure checks' detour: for reports that must not make things worse. False: it failed. */
 static inline bool vmread_safe(enum vmcs_field field, uint64_t *value)
@@ -22,33 +26,27 @@ static inline bool vmread_safe(enum vmcs_field field, uint64_t *value)
 static inline uint64_t vmread(enum vmcs_field field)
 {
     uint64_t value;
-    asm goto("vmread %1, %0\n jc %l[invalid]\n jz %l[failed]" : "=r"(value) : "r"((uint64_t)field) : "cc" : invalid, failed);
+    asm goto("vmread %1, %0\n jbe %l[failed]" : "=r"(value) : "r"((uint64_t)field) : "cc" : failed);
     return value;
-invalid:
-    vmx_insn_failed("VMREAD", field, false);
 failed:
-    vmx_insn_failed("VMREAD", field, true);
+    vmread_failed(field);
 }
 
 static inline void vmwrite(enum vmcs_field field, uint64_t value)
 {
-    asm goto("vmwrite %0, %1\n jc %l[invalid]\n jz %l[failed]" :: "r"(value), "r"((uint64_t)field) : "cc", "memory" : invalid, failed);
+    asm goto("vmwrite %0, %1\n jbe %l[failed]" :: "r"(value), "r"((uint64_t)field) : "cc", "memory" : failed);
     return;
-invalid:
-    vmx_insn_failed("VMWRITE", field, false);
 failed:
-    vmx_insn_failed("VMWRITE", field, true);
+    vmwrite_failed(field);
 }
 
 #define VMX_POINTER_INSN(name, NAME)                                                                       \
     static inline void name(uint64_t hpa)                                                                  \
     {                                                                                                      \
-        asm goto(#name " %0\n jc %l[invalid]\n jz %l[failed]" :: "m"(hpa) : "cc", "memory" : invalid, failed); \
+        asm goto(#name " %0\n jbe %l[failed]" :: "m"(hpa) : "cc", "memory" : failed);                      \
         return;                                                                                            \
-    invalid:                                                                                               \
-        vmx_insn_failed(NAME, hpa, false);                                                                 \
     failed:                                                                                                \
-        vmx_insn_failed(NAME, hpa, true);                                                                  \
+        vmx_insn_failed(NAME, hpa);                                                                        \
     }
 VMX_POINTER_INSN(vmptrld, "VMPTRLD")
 VMX_POINTER_INSN(vmclear, "VMCLEAR")
@@ -58,13 +56,10 @@ VMX_POINTER_INSN(vmclear, "VMCLEAR")
     static inline void name(uint64_t type, uint64_t operand)                                               \
     {                                                                                                      \
         struct { uint64_t operand, zero; } descriptor = {operand, 0};                                      \
-        asm goto(#name " %0, %1\n jc %l[invalid]\n jz %l[failed]" :: "m"(descriptor), "r"(type) : "cc", "memory" \
-                 : invalid, failed);                                                                       \
+        asm goto(#name " %0, %1\n jbe %l[failed]" :: "m"(descriptor), "r"(type) : "cc", "memory" : failed); \
         return;                                                                                            \
-    invalid:                                                                                               \
-        vmx_insn_failed(NAME, operand, false);                                                             \
     failed:                                                                                                \
-        vmx_insn_failed(NAME, operand, true);                                                              \
+        vmx_insn_failed(NAME, operand);                                                                    \
     }
 VMX_INVALIDATE(invept, "INVEPT")
 VMX_INVALIDATE(invvpid, "INVVPID")
@@ -80,12 +75,10 @@ static inline bool vmxon(uint64_t hpa)
 
 static inline void vmxoff(void)
 {
-    asm goto("vmxoff\n jc %l[invalid]\n jz %l[failed]" ::: "cc", "memory" : invalid, failed);
+    asm goto("vmxoff\n jbe %l[failed]" ::: "cc", "memory" : failed);
     return;
-invalid:
-    vmx_insn_failed("VMXOFF", 0, false);
 failed:
-    vmx_insn_failed("VMXOFF", 0, true);
+    vmx_insn_failed("VMXOFF", 0);
 }
 
 #endif

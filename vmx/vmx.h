@@ -14,6 +14,7 @@
 #include "include/hw/vmcs.h"
 #include "vm/vm.h"
 #include "vmx/insn.h"
+#include "x86/percpu.h"
 
 #define VMX_NO_CPU UINT32_MAX
 #define VMX_IF0_SLICE_NS UINT64_C(1000000) /* see inject.c */
@@ -69,11 +70,12 @@ struct vmx_cpu {
 };
 
 /* vmx/enable.c */
-const struct vmx_features *vmx_features(void);
+extern struct vmx_features vmx_feature_flags; /* constant once the first CPU is enabled */
+static inline const struct vmx_features *vmx_features(void) { return &vmx_feature_flags; }
 enum hvm_probe_result vmx_probe(const char **why);
 bool vmx_cpu_enable(const char **why);
 void vmx_cpu_disable(void);
-struct vmx_cpu *vmx_this_cpu(void);
+static inline struct vmx_cpu *vmx_this_cpu(void) { return this_cpu()->slot[PERCPU_HVM]; }
 uint64_t vmx_msr_bitmap_hpa(void);
 const char *vmx_error_name(uint32_t number);  /* of INSTRUCTION_ERROR */
 
@@ -84,7 +86,12 @@ bool vmx_vcpu_init(struct vcpu *v);
 void vmx_vcpu_fini(struct vcpu *v);
 void vmx_vcpu_reset(struct vcpu *v);
 /* Makes v's VMCS the current one of this CPU. Interrupts on, unless it is active here or nowhere. */
-void vmx_current(struct vcpu *v);
+void vmx_fetch(struct vcpu *v);
+static inline void vmx_current(struct vcpu *v)
+{
+    if (unlikely(vmx_this_cpu()->current != vmx_of(v)))
+        vmx_fetch(v);
+}
 /* Brings s back to memory from wherever it is. Interrupts on. */
 void vmx_evict(struct vmx_vcpu *s);
 bool vmx_evict_init(void);                    /* false: no interrupt vector left */

@@ -32,6 +32,7 @@ static const char full[] =
     "[hypervisor]\n"
     "  log = debug  \n"
     "\tconsole=ttyS0,9600\n"
+    "file = spare\n"
     "[vm alpha]\n"
     "memory = 512M\n"
     "min = 64M\n"
@@ -57,7 +58,7 @@ static void test_full(void **state)
     assert_int_equal(c.vm_count, 2);
     const struct config_vm *a = &c.vms[0], *b = &c.vms[1];
     assert_string_equal(a->name, "alpha");
-    assert_int_equal(a->line, 7);
+    assert_int_equal(a->line, 8);
     assert_int_equal(a->memory_bytes, MIB(512));
     assert_int_equal(a->min_bytes, MIB(64));
     assert_int_equal(a->max_bytes, MIB(256));
@@ -125,6 +126,9 @@ static const struct { const char *text; uint32_t line; const char *says; } wrong
     {"[hypervisor]\nconsole = ttyS0,fast\n", 2, "is no number"},
     {"[hypervisor]\nconsole = ttyS0,200000\n", 2, "not between"},
     {"[hypervisor]\nconsole = ttyS0,100000\n", 2, "cannot make 100000 baud"},
+    {"[hypervisor]\nfile =\n", 2, "no file named"},
+    {"[hypervisor]\nfile = ok\nfile = ../x\n", 3, ".. is not allowed"},
+    {VM "file = x\n", 3, "unknown key \"file\""},
     {"[vm a]\nmemory = 1M\n\n[vm b]\nkernel = k\n", 1, "vm a: no kernel given"},
     {"\n[vm a]\n", 2, "vm a: no kernel given"},
     {VM "kernel = l\n", 3, "kernel is given twice in [vm a]"},
@@ -182,6 +186,15 @@ static void test_long(void **state)
     assert_false(parse(text));
     assert_int_equal(err.line, 2 * CONFIG_MAX_VMS + 1);
     assert_non_null(strstr(err.text, "more than 64 [vm]"));
+
+    p = text + sprintf(text, "[hypervisor]\n");
+    for (unsigned n = 0; n < CONFIG_MAX_FILES; n++)
+        p += sprintf(p, "file = f%u\n", n);
+    assert_true(parse(text));
+    assert_int_equal(c.file_count, CONFIG_MAX_FILES);
+    sprintf(p, "file = last\n");
+    assert_false(parse(text));
+    assert_int_equal(err.line, CONFIG_MAX_FILES + 2);
 
     for (unsigned len = CONFIG_CMDLINE_MAX - 2; len < CONFIG_CMDLINE_MAX + 300; len++) {
         p = text + sprintf(text, VM "cmdline = ");
@@ -242,6 +255,10 @@ static void test_files(void **state)
     assert_string_equal(all.text, "k i m n ");
     config_for_each_file(&c, note, &two);
     assert_string_equal(two.text, "k i ");
+    struct seen listed = {.stop_at = 0};
+    assert_true(parse("[vm a]\nkernel = k\ninitrd = i\n[hypervisor]\nfile = x\nfile = k\nfile = /x\nfile = dir\\y\n"));
+    config_for_each_file(&c, note, &listed);
+    assert_string_equal(listed.text, "x k dir/y i ");
 }
 
 /* ---- mutation -------------------------------------------------------------------------------------------------------- */

@@ -70,12 +70,12 @@ char boot_stack_bottom[64], boot_stack_top[1];
 #include "core/timer.c"
 #undef queues
 
-/* core/switch.asm in the host's assembler; host code uses SSE and needs the alignment. */
+/* core/switch.asm in the host's assembler. Host code uses SSE: a stack that is not aligned as the ABI wants it faults. */
 asm(".globl thread_switch, thread_entry\n"
     "thread_switch: push %rbp; push %rbx; push %r12; push %r13; push %r14; push %r15\n"
     "mov %rsp, (%rdi); mov %rsi, %rsp\n"
     "pop %r15; pop %r14; pop %r13; pop %r12; pop %rbx; pop %rbp; ret\n"
-    "thread_entry: xor %ebp, %ebp; and $-16, %rsp; call thread_first; ud2\n");
+    "thread_entry: xor %ebp, %ebp; call thread_first; ud2\n");
 
 uint64_t time_ns(void) { return now_ns; }
 uint64_t time_tsc(void) { return now_ns * TSC_PER_NS; }

@@ -24,7 +24,6 @@
 #define strstr hv_strstr
 #define vsnprintf hv_vsnprintf
 #define snprintf hv_snprintf
-int hv_memcmp(const void *a, const void *b, size_t n) __attribute__((no_sanitize("alignment"))); /* x86 loads words from anywhere */
 #include "lib/string.c"
 #include "lib/printf.c"
 #undef memcpy

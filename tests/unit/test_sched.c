@@ -307,6 +307,45 @@ static void worker_main(void *arg)
     w->done = true;
 }
 
+/* Two guests and nothing else on the machine: only the slice's own timer can part them. */
+static struct thread rivals[2];
+static unsigned rounds[2];
+
+static void rival_main(void *arg)
+{
+    unsigned me = (unsigned)(uintptr_t)arg;
+    if (me == 0)
+        thread_start(&rivals[1]);
+    for (unsigned n = 0; n < 20; n++) {
+        uint64_t begun = now_ns;
+        while (!thread_need_resched()) {
+            hv_assert(rivals[!me].state == THREAD_DEAD || now_ns - begun <= SLICE_NS + 2 * STEP_NS);
+            if (rivals[!me].state == THREAD_DEAD)
+                break;
+            now_ns += rnd(STEP_NS);
+            sti();
+        }
+        hv_assert(rounds[me] - rounds[!me] + 1 <= 2); /* in turn */
+        rounds[me]++;
+        thread_resched_point();
+    }
+}
+
+static void run_rivals(void)
+{
+    void *stacks[2];
+    next_event_ns = UINT64_MAX;
+    for (unsigned n = 0; n < 2; n++) {
+        stacks[n] = aligned_alloc(4096, STACK_BYTES);
+        thread_init(&rivals[n], "rival", THREAD_PRIO_VCPU, rival_main, (void *)(uintptr_t)n, stacks[n], STACK_BYTES);
+    }
+    thread_start(&rivals[0]);
+    for (unsigned n = 0; n < 2; n++) {
+        thread_join(&rivals[n]);
+        free(stacks[n]);
+    }
+}
+
 /* Lives through it all, and at the end lets everybody out. */
 static void director_main(void *arg)
 {
@@ -329,6 +368,11 @@ static void director_main(void *arg)
                 free(w);
             }
         }
+    for (unsigned n = 0; n < TIMERS; n++) {
+        timer_cancel(&alarms[n].timer);
+        alarms[n].armed = false;
+    }
+    run_rivals();
 }
 
 static void test_world(void **state)
@@ -350,6 +394,7 @@ static void test_world(void **state)
     assert_int_equal(director.state, THREAD_DEAD);
     print_message("%u waits, %u timeouts, %u sleeps, %u joins, %u preemptions, %.3f s simulated\n", waits_done, timeouts, sleeps, joins, preemptions,
                   (double)now_ns / 1e9);
+    assert_true(rounds[0] == 20 && rounds[1] == 20);
     assert_true(waits_done >= 20000 && timeouts > 1000 && sleeps > 1000 && joins >= 200 && preemptions > 20);
     for (unsigned n = 0; n < TIMERS; n++)
         assert_true(alarms[n].fired > 100 && !alarms[n].armed);

@@ -8,8 +8,8 @@
  * SYSCALL's MSRs and KERNEL_GS_BASE are in no VMCS either. We use none, so a vCPU's stay in the registers until another
  * vCPU comes to the same CPU or this one leaves it: no MSR is written while one vCPU has a CPU to itself.
  *
- * What a VM entry would refuse (SDM 3, 27.3.1) is put straight here, where the value comes in: a guest image or a snapshot may hold any
- * bits, and a refused entry explains little.
+ * What a VM entry would refuse (SDM 3, 27.3.1) is put straight here, where the value comes in, as far as a single register goes: other
+ * CPUs are less strict, and a refused entry explains little.
  */
 #include "vmx/vmx.h"
 
@@ -18,7 +18,12 @@
 #include "lib/string.h"
 #include "x86/percpu.h"
 
-#define ATTR_TYPE_ACCESSED 0x01
+#define ATTR_ACCESSED 0x01
+#define ATTR_LDT 0x02
+#define ATTR_BUSY 0x03       /* a TSS of 16 bits */
+#define ATTR_TYPE_32 0x08
+#define ATTR_S 0x10
+#define ATTR_TYPE_S 0x1f
 #define ATTR_DPL 0x60
 #define ATTR_P 0x80
 #define ATTR_G 0x800
@@ -65,13 +70,12 @@ static void set_seg(enum vcpu_seg_id s, const struct vcpu_seg *in)
 {
     struct vcpu_seg g = *in;
     bool usable = (g.attr & ATTR_P) && !(g.attr & ATTR_UNUSABLE);
-    if (s == SEG_TR) {
-        if (!usable)
-            g.attr = ATTR_TSS_BUSY;
-        g.attr |= 2; /* LTR makes it busy; entries insist on it */
-    } else if (s != SEG_LDTR) {
-        g.attr |= usable ? ATTR_TYPE_ACCESSED : 0; /* as loading a segment register does */
-    }
+    if (s == SEG_TR) /* there always is one, of 16 or of 32 bits, and LTR makes it busy */
+        g.attr = usable ? (g.attr & ~ATTR_TYPE_S) | ATTR_BUSY | (g.attr & ATTR_TYPE_32) : ATTR_TSS_BUSY;
+    else if (s == SEG_LDTR)
+        g.attr = (g.attr & ~ATTR_TYPE_S) | ATTR_LDT;
+    else
+        g.attr |= ATTR_S | ATTR_ACCESSED; /* as loading a segment register does */
     if (s >= SEG_LDTR)
         g.selector &= (uint16_t)~4u; /* there is no LDT to find them in */
     if (g.limit >> 20) {

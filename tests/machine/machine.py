@@ -9,6 +9,7 @@ come at any point; they are told by their time stamp and never taken for output 
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import threading
@@ -294,6 +295,25 @@ class QemuMachine(Machine):
         if self.cpu:
             command += ["--cpu", self.cpu]
         return command
+
+
+class QemuIsoMachine(QemuMachine):
+    """The hybrid ISO instead of the disk image; a hybrid is a disk as well, which is how QEMU gets it."""
+
+    medium = ("tools/mkiso", ".iso")
+
+
+class QemuBiosMachine(QemuIsoMachine):
+    """The ISO on QEMU's other firmware, SeaBIOS: what tools/run-qemu would start, without the UEFI flash."""
+
+    def emulator_command(self):
+        command = super().emulator_command()
+        printed = subprocess.run([command[0], "--print", *command[1:]], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        words, kept = shlex.split(printed), []
+        for n, word in enumerate(words):
+            if "if=pflash" not in word and not (word == "-drive" and "if=pflash" in words[n + 1]):
+                kept.append(word)
+        return kept
 
 
 class BochsMachine(Machine):

@@ -65,18 +65,19 @@ class Bench:
         require(made.returncode == 0, f"{tool}: {made.stderr.strip() or made.stdout.strip()}")
         return image
 
-    def power_on(self, config="", files=None, memory=None, cpu=None, extra=()):
+    def power_on(self, config="", files=None, memory=None, cpu=None, extra=(), kind=None):
         """A fresh machine with this palimpsest.conf (None: without one) and these {name: path} files on its disk."""
         self.power_off()
+        self.kind = kind or self.kind
         self.image = self._image(config, files or {})
         self.machine = self.kind(self.image, self.log_path, memory or self.row.memory, self.deadline, cpu, extra)
         self.machine.slow = self.slow
         self.machine.start()
         return self.machine
 
-    def boot(self, config="", files=None, memory=None, cpu=None, extra=()):
+    def boot(self, *args, **kwargs):
         """The same, up to the prompt."""
-        m = self.power_on(config, files, memory, cpu, extra)
+        m = self.power_on(*args, **kwargs)
         m.prompt(60)
         return m
 

@@ -1,8 +1,8 @@
 """From power-on to the prompt, and everything that stops on the way with a message."""
 import re
 
-from machine import NEW_PROMPT
-from rows import require, row
+from machine import NEW_PROMPT, QemuBiosMachine, QemuIsoMachine
+from rows import guest, require, row
 
 HYPERVISOR = "[hypervisor]\nlog = info\n"
 COMMANDS = ("help", "version", "cpu", "log", "threads", "module list", "mem", "mem audit", "policy", "policy list", "vm list", "stat")
@@ -89,6 +89,18 @@ def boot_no_svm(bench):
     for cpu, said in (("qemu64,-svm", "neither AMD SVM nor Intel VMX"), ("EPYC,-npt", "SVM but no nested paging")):
         m = bench.power_on(HYPERVISOR, cpu=cpu)
         m.expect("halted: .*" + said, 40)
+
+
+@row("boot-iso", timeout=150, memory="1G", backends=("svm",))
+def boot_iso(bench):
+    """The ISO by UEFI and by BIOS, as a disk and as a USB stick; each runs a guest whose kernel came by GRUB."""
+    for kind in (QemuIsoMachine, QemuBiosMachine):
+        for medium in ("disk", "usb"):
+            m = bench.boot(HYPERVISOR + "[vm h]\nkernel = hello64.elf\nmemory = 16M\ndebug-exit = yes\ncmdline = code=5\n",
+                           {"hello64.elf": guest("guests/hello64.elf")}, kind=kind, extra=("--boot-from", medium))
+            require("multiboot2" in m.command("version"), "not booted by GRUB")
+            require(m.vm_stopped("h", 30)["exit_code"] == 11, f"the guest: {m.vm('h')}")
+            m.audit()
 
 
 @row("boot-usb", timeout=90, backends=("svm",))

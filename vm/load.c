@@ -365,6 +365,36 @@ static enum load_result put_info(struct loader *l, struct load_entry *e)
     return r == DMM_FAULT_RETRY ? LOAD_OK : out_of_frames(l, l->kernel->name);
 }
 
+/*
+ * What a BIOS leaves behind and kernels read without asking where they were started from: the ports of serial lines, where the
+ * extended data area begins, how much memory is below it. There is no BIOS to call; interrupts in real mode lead to an IRET, so that
+ * code that tries sees its registers unchanged and goes on. Not if the image lies there.
+ */
+static enum load_result put_bios_data(struct loader *l)
+{
+    enum { BDA = 0x400, COM1_PORT = BDA, EBDA_SEGMENT = BDA + 0x0e, EQUIPMENT = BDA + 0x10, BASE_KIB = BDA + 0x13, END = BDA + 0x15 };
+    enum { DUMMY_SEGMENT = 0xf000, DUMMY_OFFSET = 0xff53, IRET = 0xcf }; /* where BIOSes have had theirs since the first */
+    uint8_t iret = IRET, ebda_kib = (LOAD_VGA_FIRST - LOAD_RESERVED_FIRST) >> 10, *low;
+    if (l->low_ram < LOAD_RESERVED_END)
+        return LOAD_OK;
+    for (unsigned n = 0; n < l->used_count; n++)
+        if (l->used[n].start < BDA + 0x100)
+            return LOAD_OK;
+    if (!(low = kzalloc(END)))
+        return out_of_frames(l, l->kernel->name);
+    for (unsigned vector = 0; vector < 256; vector++)
+        memcpy(low + 4 * vector, &(uint32_t){(uint32_t)DUMMY_SEGMENT << 16 | DUMMY_OFFSET}, 4);
+    memcpy(low + COM1_PORT, &(uint16_t){0x3f8}, 2);
+    memcpy(low + EBDA_SEGMENT, &(uint16_t){LOAD_RESERVED_FIRST >> 4}, 2);
+    memcpy(low + EQUIPMENT, &(uint16_t){1 << 9}, 2); /* one serial port */
+    memcpy(low + BASE_KIB, &(uint16_t){LOAD_RESERVED_FIRST >> 10}, 2);
+    bool ok = dmm_write_guest(l->vm->space, 0, low, END) == DMM_FAULT_RETRY &&
+              dmm_write_guest(l->vm->space, LOAD_RESERVED_FIRST, &ebda_kib, 1) == DMM_FAULT_RETRY &&
+              dmm_write_guest(l->vm->space, (DUMMY_SEGMENT << 4) + DUMMY_OFFSET, &iret, 1) == DMM_FAULT_RETRY;
+    kfree(low);
+    return ok ? LOAD_OK : out_of_frames(l, l->kernel->name);
+}
+
 static enum load_result load_all(struct loader *l, struct load_entry *entry)
 {
     const struct config_vm *c = &l->vm->config;
@@ -375,7 +405,7 @@ static enum load_result load_all(struct loader *l, struct load_entry *entry)
     }
     struct load_image img = {l->kernel->name, mfn_to_hva(hpa_to_mfn(l->kernel->hpa)), l->kernel->size};
     enum load_result r = load_plan(&img, l->low_ram, &l->plan, l->why);
-    if (r != LOAD_OK || (r = put_kernel(l)) != LOAD_OK || (r = put_modules(l)) != LOAD_OK)
+    if (r != LOAD_OK || (r = put_kernel(l)) != LOAD_OK || (r = put_modules(l)) != LOAD_OK || (r = put_bios_data(l)) != LOAD_OK)
         return r;
     build_e820(l);
     return put_info(l, entry);

@@ -4,7 +4,7 @@
  * straight from the boot file where file offset and gpa agree modulo 4 KiB, so that a second VM from the same file
  * costs no frames.
  *
- * The VM's memory: RAM from 0 up to LOAD_LOW_RAM_MAX, the rest from 4 GiB up. [0xA0000, 1 MiB) is told to guests as
+ * The VM's memory: RAM from 0 up to LOAD_LOW_RAM_MAX, the rest from 4 GiB up. [0x9FC00, 1 MiB) is told to guests as
  * reserved (it is RAM, and the platform's firmware tables live there).
  */
 #ifndef HV_VM_LOAD_H

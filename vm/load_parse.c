@@ -66,7 +66,7 @@ enum load_result load_add_segment(const struct load_image *img, uint64_t low_ram
     }
     uint64_t end = s->gpa + s->memsz;
     if (overlap(s->gpa, end, LOAD_RESERVED_FIRST, LOAD_RESERVED_END))
-        return load_refuse(why, img, plan->format, "segment %u: 0x%llx+0x%llx touches the reserved 0xa0000-0xfffff", n,
+        return load_refuse(why, img, plan->format, "segment %u: 0x%llx+0x%llx touches the reserved 0x9fc00-0xfffff", n,
             (unsigned long long)s->gpa, (unsigned long long)s->memsz);
     for (unsigned k = 0; k < n; k++) {
         const struct load_segment *o = &plan->seg[k];

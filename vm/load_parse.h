@@ -4,7 +4,8 @@
 
 #include "vm/load.h"
 
-#define LOAD_RESERVED_FIRST 0xa0000u /* VGA hole to 1 MiB: firmware tables, reserved in every memory map */
+#define LOAD_RESERVED_FIRST 0x9fc00u /* extended BIOS data area, VGA hole, firmware tables: reserved in every memory map */
+#define LOAD_VGA_FIRST 0xa0000u
 #define LOAD_RESERVED_END 0x100000u
 
 struct load_elf { bool is64; uint16_t machine, phentsize, phnum; uint64_t entry, phoff; };

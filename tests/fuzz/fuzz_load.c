@@ -25,7 +25,7 @@ static void check(const struct load_image *img, uint64_t low_ram)
         const struct load_segment *s = &p.seg[k];
         if (s->offset > img->size || s->filesz > img->size - s->offset || s->filesz > s->memsz)
             abort();
-        if (s->memsz > low_ram || s->gpa > low_ram - s->memsz || (s->gpa < 0x100000 && s->gpa + s->memsz > 0xa0000))
+        if (s->memsz > low_ram || s->gpa > low_ram - s->memsz || (s->gpa < 0x100000 && s->gpa + s->memsz > 0x9fc00))
             abort();
         for (unsigned j = 0; j < k; j++)
             if (s->gpa < p.seg[j].gpa + p.seg[j].memsz && p.seg[j].gpa < s->gpa + s->memsz)

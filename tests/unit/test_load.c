@@ -181,7 +181,9 @@ static void test_bzimage(void **state)
     assert_string_equal((char *)guest + num(guest + zp + 0x228, 4), "console=ttyS0");
     assert_int_equal(num(guest + zp + 0x70, 8), 0xf0000);
     assert_int_equal(num(guest + zp + 0x1e8, 1), 3);
-    assert_int_equal(num(guest + zp + 0x2d0 + 20 + 0, 8), 0xa0000);
+    assert_int_equal(num(guest + zp + 0x2d0 + 20 + 0, 8), 0x9fc00);
+    assert_int_equal(num(guest + 0x40e, 2), 0x9fc0);
+    assert_int_equal(num(guest + 0x413, 2), 639);
     assert_int_equal(num(guest + zp + 0x2d0 + 20 + 16, 4), 2);
     assert_int_equal(num(guest + zp + 0x2d0 + 40 + 8, 8), GUEST_BYTES - MIB(1));
     for (uint64_t gva = 0; gva < GUEST_BYTES; gva += 0x123457)
@@ -388,13 +390,13 @@ static void check_multiboot_info(void)
     uint8_t *mbi = guest + entry.gpr[GPR_RBX];
     assert_int_equal(entry.gpr[GPR_RAX], 0x2badb002);
     assert_int_equal(num(mbi, 4), 0x24d);
-    assert_int_equal(num(mbi + 4, 4), 640);
+    assert_int_equal(num(mbi + 4, 4), 639);
     assert_int_equal(num(mbi + 8, 4), (GUEST_BYTES >> 10) - 1024);
     assert_string_equal((char *)guest + num(mbi + 16, 4), "one two");
     assert_int_equal(num(mbi + 44, 4), 3 * 24);
     uint8_t *map = guest + num(mbi + 48, 4);
     assert_int_equal(num(map, 4), 20);
-    assert_int_equal(num(map + 24 + 4, 8), 0xa0000);
+    assert_int_equal(num(map + 24 + 4, 8), 0x9fc00);
     assert_int_equal(num(map + 24 + 20, 4), 2);
     assert_string_equal((char *)guest + num(mbi + 64, 4), "palimpsest");
     assert_int_equal(num(mbi + 20, 4), 1);

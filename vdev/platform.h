@@ -139,7 +139,7 @@ struct vuart {
     struct platform *platform;
     struct spinlock dev_lock;
     uint8_t ier, lcr, mcr, msr_delta, scr, dll, dlm, fcr, lsr_errors;
-    bool thre_pending, line;
+    bool thre_pending, line, input_refused /* (a) write_input() could not take all */;
     uint8_t input[VUART_INPUT_BYTES];
     uint32_t input_head, input_tail;      /* free-running */
     uint32_t ring_head, ring_tail;        /* free-running; head - tail <= VUART_RING_BYTES */

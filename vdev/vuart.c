@@ -11,6 +11,8 @@
 enum { IER_RX = 1, IER_THRE = 2, IER_LINE = 4, IER_MODEM = 8, LCR_DLAB = 0x80, MCR_OUT2 = 8, MCR_LOOP = 0x10, FCR_ENABLE = 1, FCR_CLEAR_RX = 2,
     LSR_DATA = 1, LSR_OVERRUN = 2, LSR_THRE = 0x20, LSR_TEMT = 0x40 };
 
+#define FIFO_BYTES 16u /* of a 16550; our queue stands for the line behind it too */
+
 static uint32_t input_used(const struct vuart *d) { return d->input_head - d->input_tail; }
 
 static uint8_t msr_lines(const struct vuart *d)
@@ -69,6 +71,20 @@ static void transmit(struct vuart *d, uint8_t byte)
         waitq_wake_all(d->watcher);
 }
 
+/* Who could not offer all it had is told when half of the queue is free again. */
+static uint8_t input_take(struct vuart *d)
+{
+    if (!input_used(d))
+        return 0;
+    uint8_t byte = d->input[d->input_tail++ % VUART_INPUT_BYTES];
+    if (d->input_refused && input_used(d) <= VUART_INPUT_BYTES / 2) {
+        d->input_refused = false;
+        if (d->watcher)
+            waitq_wake_all(d->watcher);
+    }
+    return byte;
+}
+
 static uint8_t read_reg(struct vuart *d, unsigned reg)
 {
     uint8_t result;
@@ -76,7 +92,7 @@ static uint8_t read_reg(struct vuart *d, unsigned reg)
     case 0:
         if (d->lcr & LCR_DLAB)
             return d->dll;
-        return input_used(d) ? d->input[d->input_tail++ % VUART_INPUT_BYTES] : 0;
+        return input_take(d);
     case 1: return d->lcr & LCR_DLAB ? d->dlm : d->ier;
     case 2:
         result = source(d);
@@ -130,7 +146,7 @@ static void write_reg(struct vuart *d, unsigned reg, uint8_t val)
         break;
     case 2:
         if (((val ^ d->fcr) & FCR_ENABLE) || ((val & FCR_ENABLE) && (val & FCR_CLEAR_RX)))
-            d->input_tail = d->input_head;
+            d->input_tail += MIN(input_used(d), FIFO_BYTES); /* the rest is still on the line */
         d->fcr = val & 0xc9;
         break;
     case 3: d->lcr = val; break;
@@ -167,6 +183,7 @@ void vuart_reset(struct vuart *d)
     d->ier = d->lcr = d->mcr = d->msr_delta = d->scr = d->dlm = d->fcr = d->lsr_errors = 0;
     d->dll = 1;
     d->thre_pending = false;
+    d->input_refused = false;
     d->input_tail = d->input_head; /* the output ring stays: it holds the last words before the reset */
     update_irq(d);
     spin_unlock_irqrestore(&d->dev_lock, flags);
@@ -207,8 +224,11 @@ static size_t console_write(struct vm *vm, const char *buf, size_t len)
     struct vuart *d = uart_of(vm);
     size_t n = 0;
     uint64_t flags = spin_lock_irqsave(&d->dev_lock);
-    while (n < len && !(d->mcr & MCR_LOOP) && input_put(d, (uint8_t)buf[n]))
+    if (d->mcr & MCR_LOOP)
+        n = len; /* the line is cut: what comes in is lost, as on the real one */
+    while (n < len && input_put(d, (uint8_t)buf[n]))
         n++;
+    d->input_refused |= n < len;
     update_irq(d);
     spin_unlock_irqrestore(&d->dev_lock, flags);
     return n;
@@ -224,6 +244,8 @@ static bool console_pending(struct vm *vm)
 
 static uint64_t console_dropped(struct vm *vm) { return __atomic_load_n(&uart_of(vm)->dropped, __ATOMIC_RELAXED); }
 
+static bool console_input_ready(struct vm *vm) { return !__atomic_load_n(&uart_of(vm)->input_refused, __ATOMIC_SEQ_CST); }
+
 static void console_watch(struct vm *vm, struct waitq *q)
 {
     struct vuart *d = uart_of(vm);
@@ -234,5 +256,5 @@ static void console_watch(struct vm *vm, struct waitq *q)
 
 const struct vuart_console vuart_console = {
     .read_output = console_read, .write_input = console_write, .output_waitq = console_waitq,
-    .output_pending = console_pending, .output_dropped = console_dropped, .watch = console_watch,
+    .output_pending = console_pending, .output_dropped = console_dropped, .watch = console_watch, .input_ready = console_input_ready,
 };

@@ -280,10 +280,14 @@ static enum cmd_result create(struct cmd_ctx *c)
 
 /* ---- console ------------------------------------------------------------------------------------------------------------------------ */
 
+static char typed[1024]; /* for the guest, and not yet taken */
+static size_t typed_count;
+
 static bool something_to_do(void *arg)
 {
     struct vm *vm = arg;
-    return console_input_pending() || vuart_console.output_pending(vm) || vm->state == VM_STOPPED;
+    return console_input_pending() || vuart_console.output_pending(vm) || vm->state == VM_STOPPED ||
+           (typed_count && vuart_console.input_ready(vm));
 }
 
 static void show_output(struct vm *vm)
@@ -294,22 +298,39 @@ static void show_output(struct vm *vm)
         console_write_raw(buf, n);
 }
 
-/* A guest that does not read fills its serial port's queue; what is typed then is lost, as on a line without flow control. So Ctrl-]
- * is never stuck behind anything. */
+/* False: Ctrl-]. It is seen at once however much the guest has left unread; beyond the buffer keys are lost, as on a line without flow
+ * control. */
+static bool take_keys(void)
+{
+    while (console_input_pending()) {
+        char c = (char)console_getc(0);
+        if (c == DETACH_KEY)
+            return false;
+        if (typed_count < sizeof(typed))
+            typed[typed_count++] = c;
+    }
+    return true;
+}
+
+static void offer_keys(struct vm *vm)
+{
+    size_t n = typed_count ? vuart_console.write_input(vm, typed, typed_count) : 0;
+    memmove(typed, typed + n, typed_count - n);
+    typed_count -= n;
+}
+
 static void attach(struct vm *vm)
 {
+    typed_count = 0;
     vuart_console.watch(vm, console_input_waitq());
     for (;;) {
         show_output(vm);
         if (vm->state == VM_STOPPED && !console_input_pending())
             break;
         waitq_wait(console_input_waitq(), something_to_do, vm, WAIT_FOREVER);
-        if (!console_input_pending())
-            continue;
-        char c = (char)console_getc(0);
-        if (c == DETACH_KEY)
+        if (!take_keys())
             break;
-        vuart_console.write_input(vm, &c, 1);
+        offer_keys(vm);
     }
     show_output(vm);
     vuart_console.watch(vm, NULL);

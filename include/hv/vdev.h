@@ -39,6 +39,8 @@ struct vuart_console {
     struct waitq *(*output_waitq)(struct vm *vm);
     bool (*output_pending)(struct vm *vm);
     uint64_t (*output_dropped)(struct vm *vm); /* bytes the ring lost while detached */
+    /* False after write_input() took less than all, until there is room again (which wakes the watcher). */
+    bool (*input_ready)(struct vm *vm);
     /* New output also wakes q from now on, so that one can wait for output and something else; NULL: no longer. One watcher. */
     void (*watch)(struct vm *vm, struct waitq *q);
 };

@@ -14,6 +14,7 @@
 
 static unsigned good, bad;
 static bool bare;
+static uint64_t tsc_hz = 1000000000; /* until the PM timer has told */
 static uint8_t buf[8192] __attribute__((aligned(4096)));
 
 #define CHECK(what, condition, ...)                                                                        \
@@ -333,10 +334,208 @@ static void check_features(void)
         check_unknown_features();
 }
 
+/* ---- ACPI ----------------------------------------------------------------------------------------------------------------------- */
+
+struct acpi_table { char signature[4]; uint32_t length; uint8_t rest[]; } __attribute__((packed));
+
+static uint16_t pm_timer_port;
+
+static uint64_t get(const void *at, unsigned bytes)
+{
+    uint64_t v = 0;
+    for (unsigned n = bytes; n--;)
+        v = v << 8 | ((const uint8_t *)at)[n];
+    return v;
+}
+
+static uint8_t sum(const void *at, uint32_t n)
+{
+    uint8_t s = 0;
+    while (n--)
+        s += ((const uint8_t *)at)[n];
+    return s;
+}
+
+static const uint8_t *find_rsdp(void)
+{
+    for (uint64_t at = 0xe0000; at < 0x100000; at += 16)
+        if (get((void *)at, 8) == 0x2052545020445352 /* "RSD PTR " */)
+            return (const uint8_t *)at;
+    return NULL;
+}
+
+static const struct acpi_table *find_table(const uint8_t *rsdp, uint32_t signature)
+{
+    bool wide = rsdp[15] >= 2 && get(rsdp + 24, 8);
+    const struct acpi_table *root = (const void *)(wide ? get(rsdp + 24, 8) : get(rsdp + 16, 4));
+    if (sum(root, root->length))
+        return NULL;
+    for (uint32_t at = 36; at + (wide ? 8 : 4) <= root->length; at += wide ? 8 : 4) {
+        const struct acpi_table *t = (const void *)get((const uint8_t *)root + at, wide ? 8 : 4);
+        if (get(t, 4) == signature)
+            return t;
+    }
+    return NULL;
+}
+
+static bool table_good(const struct acpi_table *t) { return t && t->length >= 36 && !sum(t, t->length); }
+
+static void check_acpi(void)
+{
+    const uint8_t *rsdp = find_rsdp();
+    CHECK("acpi-rsdp", rsdp && !sum(rsdp, 20) && (rsdp[15] < 2 || !sum(rsdp, (uint32_t)get(rsdp + 20, 4))), "at %lx", (uint64_t)rsdp);
+    if (!rsdp)
+        return;
+    const struct acpi_table *fadt = find_table(rsdp, 0x50434146), *madt = find_table(rsdp, 0x43495041);
+    CHECK("acpi-fadt", table_good(fadt), "at %lx", (uint64_t)fadt);
+    CHECK("acpi-madt", table_good(madt) && get((const uint8_t *)madt + 36, 4) == 0xfee00000, "at %lx", (uint64_t)madt);
+    if (!table_good(fadt))
+        return;
+    const uint8_t *f = (const uint8_t *)fadt;
+    const struct acpi_table *dsdt = (const void *)get(f + 40, 4);
+    CHECK("acpi-dsdt", table_good(dsdt) && get(dsdt, 4) == 0x54445344, "at %lx", (uint64_t)dsdt);
+    pm_timer_port = (uint16_t)get(f + 76, 4);
+    if (!bare)
+        CHECK("acpi-mode", !get(f + 48, 4) && (inw((uint16_t)get(f + 64, 4)) & 1), "no SMI command port and SCI_EN were expected");
+}
+
+/* ---- clocks --------------------------------------------------------------------------------------------------------------------- */
+
+struct moment { uint64_t tsc, value, width; };
+
+/* A clock together with the TSC: the narrowest of some readings, so that an interruption between the two does not count. */
+static struct moment moment_of(uint64_t (*read)(void))
+{
+    struct moment best = {0, 0, UINT64_MAX};
+    for (unsigned n = 0; n < 16; n++) {
+        uint64_t before = rdtsc(), value = read(), width = rdtsc() - before;
+        if (width < best.width)
+            best = (struct moment){before + width / 2, value, width};
+    }
+    return best;
+}
+
+/* a * b / c by way of 128 bits. */
+static uint64_t scale(uint64_t a, uint64_t b, uint64_t c)
+{
+    uint64_t high;
+    asm("mul %2\n div %3" : "+&a"(a), "=&d"(high) : "r"(b), "r"(c) : "cc");
+    return a;
+}
+
+static void wait_tsc(uint64_t ticks)
+{
+    for (uint64_t begin = rdtsc(); rdtsc() - begin < ticks;)
+        asm volatile("pause");
+}
+
+/* Over 40 ms of TSC the clock, of so many bits, has moved as it should to two percent and what the readings themselves are unsure of. */
+static void check_rate(const char *name, uint64_t (*read)(void), uint64_t hz, unsigned bits)
+{
+    struct moment a = moment_of(read);
+    wait_tsc(tsc_hz / 25);
+    struct moment b = moment_of(read);
+    uint64_t expected = scale(b.tsc - a.tsc, hz, tsc_hz);
+    int64_t off = (int64_t)((b.value - a.value - expected) << (64 - bits)) >> (64 - bits);
+    uint64_t allowed = expected / 50 + 2 + scale(a.width + b.width, hz, tsc_hz);
+    CHECK(name, (uint64_t)(off < 0 ? -off : off) <= allowed, "%lu ticks more than the %lu expected", (uint64_t)off, expected);
+}
+
+static uint64_t read_pm(void) { return inl(pm_timer_port) & 0xffffff; }
+
+static uint64_t read_pit0(void)
+{
+    outb(0x43, 0);
+    uint64_t low = inb(0x40);
+    return 0x10000 - (low | (uint64_t)inb(0x40) << 8);
+}
+
+/* The first clock, by which the others are judged: the PM timer's rate is the only one that is written down and never programmed. */
+static void check_pm_timer(void)
+{
+    enum { HZ = 3579545 };
+    if (!pm_timer_port) {
+        CHECK("pm-timer", false, "the FADT names no port");
+        return;
+    }
+    struct moment a = moment_of(read_pm), b;
+    uint64_t limit = rdtsc() + BIT(35);
+    do
+        b = moment_of(read_pm);
+    while (((b.value - a.value) & 0xffffff) < HZ / 20 && rdtsc() < limit);
+    uint64_t ticks = (b.value - a.value) & 0xffffff;
+    CHECK("pm-timer", ticks >= HZ / 20, "%lu ticks in %lu of the TSC", ticks, b.tsc - a.tsc);
+    if (ticks >= HZ / 20)
+        tsc_hz = scale(b.tsc - a.tsc, HZ, ticks);
+    print("platform: TSC at %lu kHz by the PM timer\n", tsc_hz / 1000);
+    check_rate("pm-timer-steady", read_pm, HZ, 24);
+}
+
+static void check_pit(void)
+{
+    enum { HZ = 1193182, COUNT = HZ / 100 };
+    outb(0x43, 0x34); /* counter 0: both bytes, mode 2 */
+    outb(0x40, 0);
+    outb(0x40, 0);
+    check_rate("pit-counts", read_pit0, HZ, 16);
+    outb(0x61, (inb(0x61) & 0xc) | 1); /* gate of counter 2, no speaker */
+    outb(0x43, 0xb0);                  /* mode 0: OUT rises at the end of the count */
+    outb(0x42, COUNT & 0xff);
+    uint64_t begin = rdtsc();
+    outb(0x42, COUNT >> 8);
+    bool low = !(inb(0x61) & 0x20);
+    while (!(inb(0x61) & 0x20) && rdtsc() - begin < tsc_hz)
+        asm volatile("pause");
+    uint64_t ticks = rdtsc() - begin;
+    CHECK("pit-counter-2", low && ticks > tsc_hz / 105 && ticks < tsc_hz, "low %u, %lu us for 10000", low, ticks * 1000000 / tsc_hz);
+    outb(0x61, inb(0x61) & 0xc);
+}
+
+static uint8_t cmos(uint8_t reg) { outb(0x70, reg); return inb(0x71); }
+static unsigned rtc_field(uint8_t reg) { uint8_t v = cmos(reg); return cmos(0xb) & 4 ? v : (v >> 4) * 10u + (v & 15); }
+
+/* Seconds since 1970; read until two readings agree, as the seconds may move on meanwhile. 0: they never do. */
+static uint64_t rtc_time(void)
+{
+    unsigned a[6] = {0}, b[6];
+    static const uint8_t reg[6] = {9, 8, 7, 4, 2, 0};
+    for (unsigned tries = 0; tries < 1000; tries++) {
+        bool same = !(cmos(0xa) & 0x80);
+        for (unsigned n = 0; n < 6; n++) {
+            b[n] = rtc_field(reg[n]);
+            same &= b[n] == a[n];
+            a[n] = b[n];
+        }
+        if (!same)
+            continue;
+        uint64_t y = 2000 + a[0] - (a[1] <= 2), m = (a[1] + 9) % 12; /* years begin in March: the leap day is the last */
+        return ((y * 365 + y / 4 - y / 100 + y / 400 + (m * 153 + 2) / 5 + a[2] - 1 - 719468) * 24 + a[3]) * 3600 + a[4] * 60 + a[5];
+    }
+    return 0;
+}
+
+static void check_rtc(void)
+{
+    CHECK("rtc-battery", cmos(0xd) & 0x80, "register D is %02x", cmos(0xd));
+    CHECK("rtc-date", rtc_time() > UINT64_C(1700000000), "%lu", rtc_time());
+    uint64_t limit = rdtsc() + 5 * tsc_hz, second = rtc_time(), at[2] = {0};
+    for (unsigned n = 0; n < 2; n++) {
+        while (rtc_time() == second && rdtsc() < limit)
+            asm volatile("pause");
+        at[n] = rdtsc();
+        second = rtc_time();
+    }
+    CHECK("rtc-second", at[1] - at[0] > tsc_hz * 9 / 10 && at[1] - at[0] < tsc_hz * 12 / 10, "a second is %lu us", (at[1] - at[0]) * 1000000 / tsc_hz);
+}
+
 int tiny_main(void)
 {
     bare = arg("bare");
     check_features();
+    check_acpi();
+    check_pm_timer();
+    check_pit();
+    check_rtc();
     print("platform: %u ok, %u failed\n", good, bad);
     return bad ? 1 : 0;
 }

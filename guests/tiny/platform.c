@@ -7,13 +7,15 @@
  * and no check demands that something comes soon: only that it comes, not before its time, and as often as it should.
  *
  * `bare`: on a machine that is not ours (an emulator started by hand): what only our platform promises is left out.
+ * `real`: on a real AMD CPU. Some wrong values never reach the hypervisor there, because the CPU refuses them by itself; software CPUs
+ * take them (or leave the guest as if its state were impossible), so without `real` these are tried on Intel only.
  */
 #include "tiny.h"
 
 #define BIT(n) (UINT64_C(1) << (n))
 
 static unsigned good, bad;
-static bool bare;
+static bool bare, exact;
 static uint64_t tsc_hz = 1000000000; /* until the PM timer has told */
 static uint8_t buf[8192] __attribute__((aligned(4096)));
 
@@ -528,14 +530,167 @@ static void check_rtc(void)
     CHECK("rtc-second", at[1] - at[0] > tsc_hz * 9 / 10 && at[1] - at[0] < tsc_hz * 12 / 10, "a second is %lu us", (at[1] - at[0]) * 1000000 / tsc_hz);
 }
 
+/* ---- what a guest of KVM expects ------------------------------------------------------------------------------------------------ */
+
+enum { MSR_WALL_CLOCK = 0x4b564d00, MSR_SYSTEM_TIME = 0x4b564d01, MSR_APIC_BASE = 0x1b };
+
+static volatile struct { uint32_t version, pad; uint64_t tsc, ns; uint32_t mul; int8_t shift; uint8_t flags, pad2[2]; }
+    kvm_time __attribute__((aligned(64)));
+static volatile struct { uint32_t version, sec, nsec; } kvm_wall __attribute__((aligned(16)));
+
+static uint64_t read_kvmclock(void)
+{
+    uint64_t ticks = rdtsc() - kvm_time.tsc;
+    ticks = kvm_time.shift < 0 ? ticks >> -kvm_time.shift : ticks << kvm_time.shift;
+    return kvm_time.ns + scale(ticks, kvm_time.mul, BIT(32));
+}
+
+static void check_kvm(void)
+{
+    struct cpuid c = cpuid(0x40000000, 0), f = cpuid(0x40000001, 0);
+    CHECK("kvm-signature", c.b == 0x4b4d564b && c.c == 0x564b4d56 && c.d == 0x4d && c.a >= 0x40000001, "%08x %08x %08x", c.b, c.c, c.d);
+    CHECK("kvm-features", (f.a & (BIT(3) | BIT(24))) == (BIT(3) | BIT(24)), "%08x", f.a);
+    uint64_t back = 0;
+    int w = try_wrmsr(MSR_SYSTEM_TIME, (uint64_t)&kvm_time | 1), r = try_rdmsr(MSR_SYSTEM_TIME, &back);
+    CHECK("kvmclock", w < 0 && r < 0 && back == ((uint64_t)&kvm_time | 1) && kvm_time.version && !(kvm_time.version & 1) && (kvm_time.flags & 1),
+          "wrmsr %d rdmsr %d %lx version %u flags %u", w, r, back, kvm_time.version, kvm_time.flags);
+    if (w >= 0 || !kvm_time.mul)
+        return;
+    uint64_t hz = scale(1000000000, BIT(32), kvm_time.mul);
+    hz = kvm_time.shift < 0 ? hz << -kvm_time.shift : hz >> kvm_time.shift;
+    CHECK("kvmclock-frequency", hz > tsc_hz / 100 * 99 && hz < tsc_hz / 100 * 101, "%lu Hz, but %lu by the PM timer", hz, tsc_hz);
+    check_rate("kvmclock-rate", read_kvmclock, 1000000000, 64);
+    uint64_t before = read_kvmclock(), tsc = rdtsc();
+    wrmsr(0x10, tsc + BIT(40));
+    uint64_t moved = rdtsc() - tsc, after = read_kvmclock();
+    CHECK("tsc-write", moved >= BIT(40) && moved < BIT(40) + tsc_hz, "moved by %lu", moved);
+    CHECK("kvmclock-survives-tsc-write", after >= before && after < before + 1000000000, "from %lu to %lu ns", before, after);
+    w = try_wrmsr(MSR_WALL_CLOCK, (uint64_t)&kvm_wall);
+    uint64_t now = kvm_wall.sec + (kvm_wall.nsec + read_kvmclock()) / 1000000000, rtc = rtc_time();
+    CHECK("kvm-wall-clock", w < 0 && now + 2 >= rtc && now <= rtc + 2, "vector %d, %lu, but the RTC says %lu", w, now, rtc);
+    CHECK("kvmclock-refuses-hole", try_wrmsr(MSR_SYSTEM_TIME, 0xd0000001) == 13 && try_wrmsr(MSR_WALL_CLOCK, 0xd0000000) == 13, "no #GP");
+    wrmsr(MSR_SYSTEM_TIME, 0);
+    int64_t a = 99;
+    r = on_amd() ? TRY("vmmcall", : "+a"(a) :: "r15", "memory") : TRY("vmcall", : "+a"(a) :: "r15", "memory");
+    CHECK("hypercall-unknown", r < 0 && a == -1000, "vector %d, result %ld", r, a);
+}
+
+/* ---- MSRs, control registers, CPUID's other leaves -------------------------------------------------------------------------------- */
+
+/* Linux reads these without a net, and writes back what it read. */
+static bool msr_kept(uint32_t msr, bool writable)
+{
+    uint64_t v, again;
+    int r = try_rdmsr(msr, &v);
+    int w = r < 0 && writable ? try_wrmsr(msr, v) : -1;
+    bool ok = r < 0 && w < 0 && try_rdmsr(msr, &again) < 0 && again == v;
+    if (!ok)
+        print("platform: msr %x: rdmsr %d, wrmsr %d, first %lx then %lx\n", msr, r, w, v, again);
+    return ok;
+}
+
+static void check_msrs(void)
+{
+    static const uint32_t common[] = {0x1b, 0x174, 0x175, 0x176, 0x1d9, 0x250, 0x258, 0x259, 0x268, 0x26f, 0x277, 0x2ff, 0x200, 0x201, 0x20e, 0x20f,
+        0xc0000080, 0xc0000081, 0xc0000082, 0xc0000083, 0xc0000084, 0xc0000100, 0xc0000101, 0xc0000102};
+    static const uint32_t amd[] = {0xc0010010, 0xc0010015, 0xc001001f, 0xc0011020, 0xc0011029}, intel[] = {0x1a0};
+    /* Machine checks, speculation control, VMX, KVM's and SVM's hidden ones, and none at all. */
+    static const uint32_t absent[] = {0x0, 0x48, 0x49, 0x3a, 0x480, 0x38f, 0x3ff, 0x1234, 0x40000000, 0x4b564dff, 0xc0000105, 0xc0010117, 0xffffffff};
+    bool ok = msr_kept(0xfe, false) & msr_kept(0x8b, false), gp = true;
+    for (unsigned n = 0; n < sizeof(common) / 4; n++)
+        ok &= msr_kept(common[n], true);
+    for (unsigned n = 0; n < (on_amd() ? sizeof(amd) : sizeof(intel)) / 4; n++)
+        ok &= msr_kept(on_amd() ? amd[n] : intel[n], true);
+    CHECK("msrs-of-linux", ok, "see above");
+    if (bare)
+        return;
+    for (unsigned n = 0; n < sizeof(absent) / 4; n++) {
+        uint64_t v = 0;
+        int r = try_rdmsr(absent[n], &v), w = try_wrmsr(absent[n], v);
+        if (r != 13 || w != 13 || fault_error)
+            print("platform: msr %x: rdmsr %d, wrmsr %d error %lx\n", absent[n], r, w, fault_error);
+        gp &= r == 13 && w == 13 && !fault_error;
+    }
+    CHECK("msrs-unknown", gp, "no #GP");
+    static const struct { uint32_t msr; uint64_t value; } refused[] = {{0x277, 2}, {0x2ff, 2}, {0xc0000080, 0xd03},
+        {MSR_APIC_BASE, BIT(45) | 0xfee00900}, {0x201, BIT(60)}, {0xc0000082, BIT(47)} /* the last: if exact */};
+    gp = true;
+    for (unsigned n = 0; n < sizeof(refused) / sizeof(refused[0]) - !exact; n++) {
+        uint64_t old = rdmsr(refused[n].msr);
+        if (try_wrmsr(refused[n].msr, refused[n].value) == 13)
+            continue;
+        print("platform: msr %x took %lx and is %lx\n", refused[n].msr, refused[n].value, rdmsr(refused[n].msr));
+        wrmsr(refused[n].msr, old);
+        gp = false;
+    }
+    CHECK("msrs-refuse", gp, "see above");
+}
+
+static int try_cr(unsigned cr, uint64_t v)
+{
+    switch (cr) {
+    case 0: return TRY("mov %0, %%cr0", :: "r"(v) : "r15", "memory");
+    case 3: return TRY("mov %0, %%cr3", :: "r"(v) : "r15", "memory");
+    case 4: return TRY("mov %0, %%cr4", :: "r"(v) : "r15", "memory");
+    default: return TRY("mov %0, %%cr8", :: "r"(v) : "r15", "memory");
+    }
+}
+
+static void check_control_registers(void)
+{
+    uint64_t cr0 = READ_CR(0), cr3 = READ_CR(3), cr4 = READ_CR(4);
+    bool cached = try_cr(0, cr0 | BIT(30)) < 0 && (READ_CR(0) & BIT(30)) && try_cr(0, cr0) < 0 && READ_CR(0) == cr0;
+    CHECK("cr0-cache-disable", cached, "CR0 %lx", READ_CR(0));
+    CHECK("cr0-refuses", try_cr(0, cr0 | BIT(32)) == 13 && try_cr(0, cr0 & ~BIT(0)) == 13 && try_cr(0, cr0 | BIT(29)) == 13, "CR0 %lx", READ_CR(0));
+    if (exact)
+        CHECK("cr3-refuses", try_cr(3, cr3 | BIT(60)) == 13 && try_cr(3, cr3 | BIT(52)) == 13, "CR3 %lx", READ_CR(3));
+    CHECK("cr4-refuses", try_cr(4, cr4 | BIT(15)) == 13 && try_cr(4, cr4 | BIT(31)) == 13 && try_cr(4, cr4 | BIT(40)) == 13 &&
+          try_cr(4, cr4 & ~BIT(5)) == 13, "CR4 %lx", READ_CR(4));
+    CHECK("cr8", (!exact || try_cr(8, 16) == 13) && try_cr(8, 15) < 0 && READ_CR(8) == 15 && try_cr(8, 0) < 0, "CR8 %lx", READ_CR(8));
+}
+
+static void check_cpuid(void)
+{
+    struct cpuid z = cpuid(0, 0), x = cpuid(0x80000000, 0), one = cpuid(1, 0), topology = cpuid(0xb, 0), past = cpuid(0x40000010, 0);
+    CHECK("cpuid-leaves", z.a >= 0xd && x.a >= 0x80000008 && (!on_amd() || (z.b == x.b && z.c == x.c && z.d == x.d)), "%x %x", z.a, x.a);
+    CHECK("cpuid-apic-id", one.b >> 24 == topology.d && topology.d == 0, "%u, leaf b says %u", one.b >> 24, topology.d);
+    CHECK("cpuid-beyond", !past.a && !past.b && !past.c && !past.d, "%08x %08x %08x %08x", past.a, past.b, past.c, past.d);
+    CHECK("cpuid-required", shown("x2apic") && shown("tsc-deadline") && shown("hypervisor") && shown("arat") && shown("syscall") && shown("nx"),
+          "a feature that we always have is not shown");
+}
+
+static void check_absent(void)
+{
+    static const uint16_t port[] = {0x80, 0x2f8, 0x300, 0x510, 0x1234, 0xb004, 0xfffc};
+    bool ones = true;
+    for (unsigned n = 0; n < sizeof(port) / 2; n++) {
+        outl(port[n], 0x12345678);
+        ones &= inb(port[n]) == 0xff && inw(port[n]) == 0xffff && inl(port[n]) == 0xffffffff;
+    }
+    CHECK("absent-ports", ones, "not all ones");
+    outl(0xcf8, 0x80000000);
+    CHECK("absent-pci", inl(0xcf8) == 0xffffffff && inl(0xcfc) == 0xffffffff, "%x %x", inl(0xcf8), inl(0xcfc));
+    volatile uint64_t *hole = (volatile uint64_t *)UINT64_C(0xd0000000);
+    *hole = 0;
+    CHECK("absent-memory", *hole == UINT64_MAX && *(volatile uint8_t *)hole == 0xff, "%lx", *hole);
+}
+
 int tiny_main(void)
 {
     bare = arg("bare");
+    exact = !on_amd() || arg("real");
     check_features();
     check_acpi();
     check_pm_timer();
     check_pit();
     check_rtc();
+    check_msrs();
+    if (!bare) {
+        check_kvm();
+        check_control_registers();
+        check_cpuid();
+        check_absent();
+    }
     print("platform: %u ok, %u failed\n", good, bad);
     return bad ? 1 : 0;
 }

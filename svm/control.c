@@ -86,26 +86,12 @@ void svm_vcpu_fini(struct vcpu *v)
     v->hvm = NULL;
 }
 
-/* APM 2, 14.1.3 "processor initialization state"; limits and types as real mode has them. */
 void svm_vcpu_reset(struct vcpu *v)
 {
-    enum { DATA = 0x0093, CODE = 0x009b, LDT = 0x0082, TSS = 0x008b };
     struct svm_vcpu *s = svm_of(v);
-    struct vcpu_sregs r = {.cr0 = CR0_ET | CR0_CD | CR0_NW, .dr6 = 0xffff0ff0, .dr7 = 0x400, .pat = PAT_RESET};
-    for (unsigned n = SEG_ES; n <= SEG_GS; n++)
-        r.seg[n] = (struct vcpu_seg){.attr = DATA, .limit = 0xffff};
-    r.seg[SEG_CS] = (struct vcpu_seg){.selector = 0xf000, .attr = CODE, .limit = 0xffff, .base = 0xffff0000};
-    r.seg[SEG_LDTR] = (struct vcpu_seg){.attr = LDT, .limit = 0xffff};
-    r.seg[SEG_TR] = (struct vcpu_seg){.attr = TSS, .limit = 0xffff};
-    r.gdtr.limit = r.idtr.limit = 0xffff;
-
-    memset(v->gpr, 0, sizeof(v->gpr));
-    v->gpr[GPR_RDX] = cpuid(CPUID_LEAF_FEATURES, 0).eax; /* family, model, stepping */
-    v->rip = 0xfff0;
-    v->rflags = RFLAGS_FIXED1;
+    struct vcpu_sregs r;
+    vcpu_init_registers(v, &r);
     svm_set_sregs(v, &r);
-    memset(v->dr, 0, sizeof(v->dr));
-    v->dr_changed = true;
     s->nmi_masked = s->iret_seen = false;
     s->vmcb->c.event_inj = s->vmcb->c.exit_int_info = s->vmcb->c.interrupt_shadow = 0;
     s->vmcb->c.v_tpr = 0;

@@ -132,30 +132,10 @@ void svm_run(struct vcpu *v, struct vm_exit *out)
     svm_decode_exit(v, out);
 }
 
-static void dump_segments(struct vcpu *v, void (*line)(const char *))
-{
-    static const char *const names[SEG_COUNT] = {"es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr"};
-    char text[120];
-    for (unsigned n = 0; n < SEG_COUNT; n++) {
-        struct vcpu_seg g;
-        svm_get_seg(v, n, &g);
-        snprintf(text, sizeof(text), "%-4s %04x base %016lx limit %08x attr %04x", names[n], g.selector, g.base, g.limit, g.attr);
-        line(text);
-    }
-}
-
 void svm_dump(struct vcpu *v, void (*line)(const char *))
 {
     const struct vmcb *b = vmcb_of(v);
     char text[160];
-    dump_segments(v, line);
-    snprintf(text, sizeof(text), "gdtr %016lx/%04x idtr %016lx/%04x cpl %u", b->s.gdtr.base, b->s.gdtr.limit, b->s.idtr.base,
-             b->s.idtr.limit, svm_cpl(v));
-    line(text);
-    snprintf(text, sizeof(text), "cr0 %016lx cr2 %016lx cr3 %016lx cr4 %016lx", svm_of(v)->cr0, b->s.cr2, b->s.cr3, b->s.cr4);
-    line(text);
-    snprintf(text, sizeof(text), "efer %016lx dr6 %08lx dr7 %08lx", b->s.efer, b->s.dr6, b->s.dr7);
-    line(text);
     snprintf(text, sizeof(text), "vmcb: exit_code %#lx info1 %#lx info2 %#lx exit_int_info %#lx event_inj %#lx", b->c.exit_code,
              b->c.exit_info1, b->c.exit_info2, b->c.exit_int_info, b->c.event_inj);
     line(text);

@@ -299,12 +299,8 @@ static void log_line(const char *line) { log_info("vm: %s", line); }
 
 static void log_state(struct vcpu *v)
 {
-    static const char *const names[] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"};
-    log_info("vm: %s.vcpu%u: rip %016lx rflags %08lx", v->vm->name, v->id, v->rip, v->rflags);
-    for (unsigned n = 0; n < GPR_COUNT; n += 4)
-        log_info("vm: %-3s %016lx %-3s %016lx %-3s %016lx %-3s %016lx", names[n], v->gpr[n], names[n + 1], v->gpr[n + 1], names[n + 2],
-                 v->gpr[n + 2], names[n + 3], v->gpr[n + 3]);
-    hvm()->dump(v, log_line);
+    log_info("vm: registers of %s.vcpu%u:", v->vm->name, v->id);
+    vcpu_dump(v, log_line);
 }
 
 static void stop_on_exit(struct vcpu *v)

@@ -2,7 +2,7 @@
  * A virtual machine and its vCPUs as everything above the vendor code sees them.
  *
  * Field protection, per field:  (c) constant after creation   (v) the vCPU's own thread only   (l) vm->lock
- * (a) atomic, any CPU   (d) vdev locks. A vCPU is a thread whose body is vcpu_run_loop() (vm/run.c).
+ * (a) atomic, any CPU   (d) vdev locks. A vCPU is a thread whose body is vcpu_thread() (vm/run.c).
  */
 #ifndef HV_VM_VM_H
 #define HV_VM_VM_H
@@ -56,7 +56,6 @@ struct vcpu {
     struct vm_exit exit;       /* (v) the exit being handled */
     struct vm_exit_stat stats[VM_EXIT_KIND_COUNT]; /* (v) read by anyone */
     struct thread thread;      /* (c) */
-    char last_fault[96];       /* (v) why it stopped */
 };
 
 struct vdev_bus;               /* include/hv/vdev.h */
@@ -117,6 +116,8 @@ void vcpu_kick(struct vcpu *v);          /* any context: wake it if it sleeps, m
 void fpu_load(struct vcpu *v);
 /* vm/cpuid.c: EAX..EDX of the guest from its EAX, ECX. */
 void cpuid_answer(struct vcpu *v);
+/* vm/regs.c: general registers, RIP, RFLAGS and DR0..3 as INIT leaves them, and *r likewise for the back end to take. */
+void vcpu_init_registers(struct vcpu *v, struct vcpu_sregs *r);
 void vcpu_inject_exception(struct vcpu *v, uint8_t vector, bool has_error, uint32_t error_code);
 void vcpu_inject_gp(struct vcpu *v);     /* #GP(0) */
 void vcpu_inject_ud(struct vcpu *v);

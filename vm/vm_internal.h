@@ -51,6 +51,10 @@ void vcpu_emulate_outcome(struct vcpu *v, enum emulate_result r, const struct em
 /* Waits for what DMM wants of us, with the state shown as stalled. */
 void vcpu_wait_dmm(struct vcpu *v, enum dmm_fault_result r, gfn_t gfn);
 
+/* ---- regs.c --------------------------------------------------------------------------------------------------------------- */
+/* All registers and the back end's control block, a line at a time. */
+void vcpu_dump(struct vcpu *v, void (*line)(const char *));
+
 /* ---- run.c ----------------------------------------------------------------------------------------------------------------- */
 void vcpu_thread(void *arg);
 /* The exit's instruction is done: RIP moves behind it. False: its length is unknown, nothing happened (it comes again). */

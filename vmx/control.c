@@ -209,26 +209,12 @@ void vmx_vcpu_fini(struct vcpu *v)
     v->hvm = NULL;
 }
 
-/* SDM 3, table 10-1, column INIT; limits and types as real mode has them. */
 void vmx_vcpu_reset(struct vcpu *v)
 {
-    enum { DATA = 0x0093, CODE = 0x009b, LDT = 0x0082, TSS = 0x008b };
     struct vmx_vcpu *s = vmx_of(v);
-    struct vcpu_sregs r = {.cr0 = CR0_ET | CR0_CD | CR0_NW, .dr6 = 0xffff0ff0, .dr7 = 0x400, .pat = PAT_RESET};
-    for (unsigned n = SEG_ES; n <= SEG_GS; n++)
-        r.seg[n] = (struct vcpu_seg){.attr = DATA, .limit = 0xffff};
-    r.seg[SEG_CS] = (struct vcpu_seg){.selector = 0xf000, .attr = CODE, .limit = 0xffff, .base = 0xffff0000};
-    r.seg[SEG_LDTR] = (struct vcpu_seg){.attr = LDT, .limit = 0xffff};
-    r.seg[SEG_TR] = (struct vcpu_seg){.attr = TSS, .limit = 0xffff};
-    r.gdtr.limit = r.idtr.limit = 0xffff;
-
-    memset(v->gpr, 0, sizeof(v->gpr));
-    v->gpr[GPR_RDX] = cpuid(CPUID_LEAF_FEATURES, 0).eax; /* family, model, stepping */
-    v->rip = 0xfff0;
-    v->rflags = RFLAGS_FIXED1;
+    struct vcpu_sregs r;
+    vcpu_init_registers(v, &r);
     vmx_set_sregs(v, &r);
-    memset(v->dr, 0, sizeof(v->dr));
-    v->dr_changed = true;
     s->event = 0;
     vmwrite(VMCS_INTERRUPTIBILITY, 0);
     vmwrite(VMCS_ACTIVITY_STATE, 0);

@@ -174,18 +174,6 @@ void vmx_run(struct vcpu *v, struct vm_exit *out)
 
 /* ---- reports ---------------------------------------------------------------------------------------------------------------- */
 
-static void dump_segments(struct vcpu *v, void (*line)(const char *))
-{
-    static const char *const names[SEG_COUNT] = {"es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr"};
-    char text[120];
-    for (unsigned n = 0; n < SEG_COUNT; n++) {
-        struct vcpu_seg g;
-        vmx_get_seg(v, n, &g);
-        snprintf(text, sizeof(text), "%-4s %04x base %016lx limit %08x attr %04x", names[n], g.selector, g.base, g.limit, g.attr);
-        line(text);
-    }
-}
-
 /* The fields that entries are refused over, by name. */
 static void dump_fields(void (*line)(const char *))
 {
@@ -211,17 +199,8 @@ static void dump_fields(void (*line)(const char *))
 
 void vmx_dump(struct vcpu *v, void (*line)(const char *))
 {
-    struct vcpu_sregs s;
     char text[160];
     vmx_current(v);
-    dump_segments(v, line);
-    vmx_get_sregs(v, &s);
-    snprintf(text, sizeof(text), "gdtr %016lx/%04x idtr %016lx/%04x cpl %u", s.gdtr.base, s.gdtr.limit, s.idtr.base, s.idtr.limit, vmx_cpl(v));
-    line(text);
-    snprintf(text, sizeof(text), "cr0 %016lx cr2 %016lx cr3 %016lx cr4 %016lx", s.cr0, s.cr2, s.cr3, s.cr4);
-    line(text);
-    snprintf(text, sizeof(text), "efer %016lx dr6 %08lx dr7 %08lx", s.efer, s.dr6, s.dr7);
-    line(text);
     snprintf(text, sizeof(text), "vmcs: exit %s (%#x) qualification %#lx", vmx_reason_name(VMX_REASON_BASIC(vmx_of(v)->reason)),
              vmx_of(v)->reason, vmread(VMCS_EXIT_QUALIFICATION));
     line(text);

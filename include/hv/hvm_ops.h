@@ -62,7 +62,7 @@ enum vcpu_reg { VCPU_CR0, VCPU_CR2, VCPU_CR3, VCPU_CR4, VCPU_EFER, VCPU_DR6, VCP
     OP(void, set_tsc_offset, (struct vcpu *vcpu, uint64_t offset))                                         \
     OP(void, set_cr8, (struct vcpu *vcpu, uint8_t tpr_class)) /* vlapic TPR changed */                      \
     OP(uint8_t, get_cr8, (struct vcpu *vcpu))                                                              \
-    /* Registers and control block to the log, for reports. */                                              \
+    /* The control block beyond the registers, a line at a time, for reports. */                                              \
     OP(void, dump, (struct vcpu *vcpu, void (*line)(const char *)))
 
 struct hvm_ops {

@@ -173,6 +173,10 @@ class Machine:
             return re.findall(pattern, self.text)
 
     def send(self, text):
+        """Types; a machine whose line loses what comes too fast does it slowly."""
+        self.send_at_once(text)
+
+    def send_at_once(self, text):
         try:
             self.process.stdin.write(text.encode("latin-1"))
             self.process.stdin.flush()
@@ -325,11 +329,14 @@ class BochsMachine(Machine):
 
     def send(self, text):
         for n in range(0, len(text), self.fifo):
+            part = text[n:n + self.fifo]
+            echo = max(re.split(r"[^ -~]", part), key=len)
             with self.wake:
                 before = len(self.text)
-            super().send(text[n:n + self.fifo])
-            with self.wake:
-                self.wake.wait_for(lambda: len(self.text) > before or self.panicked or self.ended is not None, 0.5)
+            self.send_at_once(part)
+            with self.wake: # what does not echo, or not like this, has had time enough
+                self.wake.wait_for(lambda: (len(self.text) > before and echo in ESCAPES.sub("", self.text[max(0, before - 8):])) or
+                                   self.panicked or self.ended is not None, 0.5)
 
     def emulator_command(self):
         return ["tools/run-bochs", "--image", self.image, "--memory", self.memory, "--serial", "stdio", "--log", self.log.name + ".bochs",

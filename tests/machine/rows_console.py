@@ -95,9 +95,9 @@ def console_flood(bench):
     random.seed(1)
     for _ in range(30):
         noise = bytes(random.choice([random.randrange(256), 0x1b, 0x5b, 9, 13, 0x7f, 3]) for _ in range(200))
-        m.send(noise.replace(b"r", b"").replace(b"p", b"").decode("latin-1")) # by no chance reboot or poweroff
+        m.send_at_once(noise.replace(b"r", b"").replace(b"p", b"").decode("latin-1")) # by no chance reboot or poweroff
         m.resync()
-    m.send("a" * 20000) # far more than is taken in while a line is drawn: what does not fit is dropped
+    m.send_at_once("a" * 20000) # far more than is taken in while a line is drawn: what does not fit is dropped
     m.resync()
     require("version" in m.command("help"), "no help after the flood")
 

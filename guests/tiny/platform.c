@@ -733,30 +733,39 @@ static uint64_t linger(unsigned vector)
 
 static uint64_t read_apic_timer(void) { return (uint32_t)-apic(REG_CURRENT); }
 
+/* Microseconds to the nth interrupt, the least of some tries: a busy host delays interrupts but never hurries one. 0: it did not come. */
+static uint64_t shortest(unsigned tries, uint32_t lvt, uint32_t count, uint64_t n)
+{
+    uint64_t least = UINT64_MAX;
+    apic_set(REG_LVT_TIMER, lvt);
+    while (tries--) {
+        hits[V_TIMER] = 0;
+        uint64_t begin = rdtsc();
+        apic_set(REG_INITIAL, count);
+        if (!wait_hits(V_TIMER, n))
+            return 0;
+        uint64_t us = (hit_tsc - begin) * 1000000 / tsc_hz;
+        least = us < least ? us : least;
+        if (lvt & PERIODIC) {
+            apic_set(REG_INITIAL, 0);
+            linger(V_TIMER); /* one may have been under way */
+        }
+    }
+    return least;
+}
+
 static void check_apic_timer(const char *one_shot, const char *periodic, const char *rate)
 {
-    enum { COUNT = BUS_HZ / 500 };
+    enum { MS = BUS_HZ / 1000 };
     apic_set(REG_DIVIDE, 0xb); /* by one */
     apic_set(REG_LVT_TIMER, MASKED | V_TIMER);
     apic_set(REG_INITIAL, UINT32_MAX);
     check_rate(rate, read_apic_timer, BUS_HZ, 32);
-    hits[V_TIMER] = 0;
-    apic_set(REG_LVT_TIMER, V_TIMER);
-    uint64_t begin = rdtsc();
-    apic_set(REG_INITIAL, COUNT);
-    bool came = wait_hits(V_TIMER, 1);
-    uint64_t us = (hit_tsc - begin) * 1000000 / tsc_hz, more = linger(V_TIMER);
-    CHECK(one_shot, came && us >= 1980 && !more && !apic(REG_CURRENT), "came %u after %lu us of 2000, and %lu more", came, us, more);
-    hits[V_TIMER] = 0;
-    apic_set(REG_LVT_TIMER, PERIODIC | V_TIMER);
-    begin = rdtsc();
-    apic_set(REG_INITIAL, COUNT);
-    came = wait_hits(V_TIMER, 8);
-    us = (hit_tsc - begin) * 1000000 / tsc_hz;
-    apic_set(REG_INITIAL, 0);
-    linger(V_TIMER); /* one may have been under way */
+    uint64_t us = shortest(20, V_TIMER, 2 * MS, 1), more = linger(V_TIMER);
+    CHECK(one_shot, us >= 1980 && !more && !apic(REG_CURRENT), "%lu us for 2000, and %lu more came", us, more);
+    us = shortest(4, PERIODIC | V_TIMER, 4 * MS, 8);
     more = linger(V_TIMER);
-    CHECK(periodic, came && us >= 8 * 1980 && !more, "came %lu times in %lu us, and %lu more when stopped", hits[V_TIMER], us, more);
+    CHECK(periodic, us >= 31680 && !more, "%lu us for 8 times 4000, and %lu more came when stopped", us, more);
     apic_set(REG_LVT_TIMER, MASKED);
 }
 
@@ -833,9 +842,9 @@ static void check_lines(void)
     outb(0x40, RELOAD & 0xff);
     uint64_t begin = rdtsc();
     outb(0x40, RELOAD >> 8);
-    bool came = wait_hits(V_PIC, 5);
+    bool came = wait_hits(V_PIC, 20);
     uint64_t us = (hit_tsc - begin) * 1000000 / tsc_hz;
-    CHECK("pit-irq-by-pic", came && us >= 4 * 1980, "%lu in %lu us, one in 2000 was set", hits[V_PIC], us);
+    CHECK("pit-irq-by-pic", came && us >= 19 * 1980, "%lu in %lu us, one in 2000 was wanted", hits[V_PIC], us);
     outb(0x21, 0xff);
     linger(V_PIC);
     uint64_t more = linger(V_PIC);

@@ -339,7 +339,7 @@ class BochsMachine(Machine):
                                    self.panicked or self.ended is not None, 0.5)
 
     def emulator_command(self):
-        return ["tools/run-bochs", "--image", self.image, "--memory", self.memory, "--serial", "stdio", "--log", self.log.name + ".bochs",
+        return ["tools/run-bochs", "--image", self.image, "--memory", self.memory, "--serial", "stdio", "--no-reboot",
                 *self.extra]
 
 

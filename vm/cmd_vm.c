@@ -328,10 +328,13 @@ static void attach(struct vm *vm)
         if (vm->state == VM_STOPPED && !console_input_pending())
             break;
         waitq_wait(console_input_waitq(), something_to_do, vm, WAIT_FOREVER);
-        if (!take_keys())
-            break;
+        bool stays = take_keys();
         offer_keys(vm);
+        if (!stays)
+            break;
     }
+    if (typed_count)
+        con_printf("\n(the guest has not taken the last %zu bytes typed: they are lost)", typed_count);
     show_output(vm);
     vuart_console.watch(vm, NULL);
 }

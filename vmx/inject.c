@@ -79,9 +79,7 @@ bool vmx_nmi_blocked(struct vcpu *v)
 void vmx_clear_interrupt_shadow(struct vcpu *v)
 {
     vmx_current(v);
-    uint64_t state = vmread(VMCS_INTERRUPTIBILITY);
-    if (unlikely(state & SHADOW))
-        vmwrite(VMCS_INTERRUPTIBILITY, state & ~(uint64_t)SHADOW);
+    vmx_clear_shadow();
 }
 
 /* The VMCS is current; RFLAGS in it are still those of the last exit. */

@@ -103,15 +103,15 @@ static void report_refusal(struct vcpu *v, enum vmx_entry_result r, struct vm_ex
     *out = (struct vm_exit){.kind = VM_EXIT_INVALID_STATE, .raw_code = error};
 }
 
-/* Between two entries, interrupts off. True: answered, enter again. False: whatever is done twice then, save_registers(), may be. */
-static inline bool answered_cpuid(struct vcpu *v, struct vmx_vcpu *s)
+/* True: answered, enter again. False: whatever is done twice then, save_registers(), may be. */
+bool vmx_exited_cpuid(struct vcpu *v, struct vmx_vcpu *s)
 {
     uint64_t rflags = vmread(VMCS_GUEST_RFLAGS);
-    v->rip = s->rip = vmread(VMCS_GUEST_RIP);
+    v->rip = vmread(VMCS_GUEST_RIP);
     if (!vcpu_shortcut_cpuid(v, rflags, (unsigned)vmread(VMCS_EXIT_INSTRUCTION_LENGTH)))
         return false;
-    vmwrite(VMCS_GUEST_RIP, s->rip = v->rip);
-    vmx_clear_interrupt_shadow(v);
+    vmwrite(VMCS_GUEST_RIP, v->rip);
+    vmx_clear_shadow();
     vmx_arm_timer(s, rflags);
     return true;
 }
@@ -124,14 +124,11 @@ static inline enum vmx_entry_result enter(struct vcpu *v, struct vmx_vcpu *s)
     vmx_lazy_load(s);
     vmx_inject_entering(v);
     load_registers(v, s);
-    do {
-        enum vmx_entry_result r = vmx_enter(s, v->gpr, s->launched);
-        if (unlikely(r != VMX_ENTRY_EXITED))
-            return r;
-        s->reason = (uint32_t)vmread(VMCS_EXIT_REASON);
-        if (likely(!(s->reason & VMX_REASON_ENTRY_FAILURE)))
-            s->launched = true;
-    } while (s->reason == VMX_REASON_CPUID && answered_cpuid(v, s));
+    enum vmx_entry_result r = vmx_enter(v, s, s->launched);
+    if (unlikely(r != VMX_ENTRY_EXITED))
+        return r;
+    if (likely(!(s->reason & VMX_REASON_ENTRY_FAILURE)))
+        s->launched = true;
     save_registers(v, s);
     vmx_inject_exited(v);
     if (unlikely(s->reason == VMX_REASON_EXCEPTION_OR_NMI))

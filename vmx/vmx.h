@@ -124,6 +124,13 @@ void vmx_request_irq_window(struct vcpu *v, bool on);
 bool vmx_nmi_blocked(struct vcpu *v);
 void vmx_request_nmi_window(struct vcpu *v, bool on);
 void vmx_clear_interrupt_shadow(struct vcpu *v);
+/* The VMCS is current. */
+static inline void vmx_clear_shadow(void)
+{
+    uint64_t state = vmread(VMCS_INTERRUPTIBILITY);
+    if (unlikely(state & (VMX_BLOCKED_BY_STI | VMX_BLOCKED_BY_MOV_SS)))
+        vmwrite(VMCS_INTERRUPTIBILITY, state & ~(uint64_t)(VMX_BLOCKED_BY_STI | VMX_BLOCKED_BY_MOV_SS));
+}
 /* For an entry with these RFLAGS; the VMCS is current. */
 static inline void vmx_arm_timer(struct vmx_vcpu *s, uint64_t rflags)
 {
@@ -147,10 +154,12 @@ void vmx_run(struct vcpu *v, struct vm_exit *out);
 void vmx_dump(struct vcpu *v, void (*line)(const char *));
 
 /*
- * vmx/entry.asm: one round trip, interrupts off before and after. gpr: all but RSP, which is in the VMCS.
+ * vmx/entry.asm: enters the guest, again after each CPUID exit that vmx_exited_cpuid() answers. Interrupts off before and after.
+ * Registers are in v->gpr, but RSP, which is in the VMCS; s->reason is of the last exit.
  */
 enum vmx_entry_result { VMX_ENTRY_EXITED, VMX_ENTRY_NO_VMCS /* CF */, VMX_ENTRY_FAILED /* ZF: INSTRUCTION_ERROR says why */ };
-enum vmx_entry_result vmx_enter(struct vmx_vcpu *s, uint64_t *gpr, bool launched);
+enum vmx_entry_result vmx_enter(struct vcpu *v, struct vmx_vcpu *s, bool launched);
+bool vmx_exited_cpuid(struct vcpu *v, struct vmx_vcpu *s);
 /* Where exits arrive: HOST_RIP. */
 void vmx_exit_arrives(void);
 

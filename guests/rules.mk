@@ -1,11 +1,11 @@
 # The tiny guests: build/guests/NAME.elf (ELF32), NAME64.elf (ELF64) and, for hello, hello.bin (address fields in the header).
 
 TINY       := $(filter-out tiny,$(notdir $(basename $(wildcard guests/tiny/*.c))))
-TINY_FLAGS := -std=gnu17 -Os -ffreestanding -nostdlib -fno-pic -fno-pie -mcmodel=small -mno-red-zone -mgeneral-regs-only \
+TINY_FLAGS := -std=gnu17 -Iguests/tiny -Os -ffreestanding -nostdlib -fno-pic -fno-pie -mcmodel=small -mno-red-zone -mgeneral-regs-only \
               -fno-stack-protector -fno-asynchronous-unwind-tables -fcf-protection=none -ffunction-sections -Wall -Wextra -Werror
 TINY_OUT   := $(TINY:%=build/guests/%.elf) build/guests/hello64.elf build/guests/hello.bin
 
-build/guests/obj/%.o: guests/tiny/%.c guests/tiny/tiny.h guests/rules.mk
+build/guests/obj/%.o: guests/tiny/%.c guests/tiny/tiny.h $(wildcard guests/tiny/*/*.h) guests/rules.mk
 	$(call say,CC,$<)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(TINY_FLAGS) -c $< -o $@
@@ -21,6 +21,10 @@ build/guests/obj/start-flat.o: guests/tiny/start.asm guests/rules.mk
 	$(Q)$(NASM) -f elf64 -Werror -DFLAT -o $@ $<
 
 TINY_LINK = $(LD) -nostdlib -static -z noexecstack -z max-page-size=4096 --no-warn-rwx-segments --build-id=none -s -T guests/tiny/tiny.ld
+
+# A guest of several files: those in a folder of its name are linked with it.
+HOSTILE := $(patsubst guests/tiny/%.c,build/guests/obj/%.o,$(wildcard guests/tiny/hostile/*.c))
+build/guests/obj/hostile.elf64: $(HOSTILE)
 
 build/guests/obj/%.elf64: build/guests/obj/start.o build/guests/obj/tiny.o build/guests/obj/%.o guests/tiny/tiny.ld
 	$(call say,LD,$@)

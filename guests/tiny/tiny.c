@@ -7,16 +7,14 @@ const struct multiboot_info *tiny_info;
 volatile uint64_t resume, fault_error;
 volatile int fault_vector;
 void (*volatile on_interrupt)(unsigned vector);
+bool (*volatile on_trap)(struct trap_frame *f);
 
 extern const uint64_t tiny_stubs[256];
-static struct { uint64_t low, high; } idt[256];
+struct gate tiny_idt[256];
 
 void tiny_start(uint32_t info);
 void tiny_trap(struct trap_frame *f);
 
-/* The compiler calls these by itself. */
-void *memset(void *d, int c, size_t n);
-void *memcpy(void *d, const void *s, size_t n);
 void *memset(void *d, int c, size_t n) { for (uint8_t *p = d; n--; *p++ = (uint8_t)c) asm volatile(""); return d; }
 void *memcpy(void *d, const void *s, size_t n)
 {
@@ -181,6 +179,8 @@ void tiny_trap(struct trap_frame *f)
         resume = 0;
         return;
     }
+    if (on_trap && on_trap(f))
+        return;
     if (f->vector >= 32 && on_interrupt) {
         on_interrupt((unsigned)f->vector);
         return;
@@ -212,12 +212,12 @@ void exit_vm(uint32_t code)
 
 void tiny_start(uint32_t info)
 {
-    struct { uint16_t limit; uint64_t base; } __attribute__((packed)) ptr = {sizeof(idt) - 1, (uint64_t)idt};
+    struct { uint16_t limit; uint64_t base; } __attribute__((packed)) ptr = {sizeof(tiny_idt) - 1, (uint64_t)tiny_idt};
     tiny_info = (const struct multiboot_info *)(uintptr_t)info;
     for (unsigned n = 0; n < 256; n++) {
         uint64_t at = tiny_stubs[n];
-        idt[n].low = (at & 0xffff) | 8 << 16 | UINT64_C(0x8e00) << 32 | (at >> 16 & 0xffff) << 48;
-        idt[n].high = at >> 32;
+        tiny_idt[n].low = (at & 0xffff) | 8 << 16 | UINT64_C(0x8e00) << 32 | (at >> 16 & 0xffff) << 48;
+        tiny_idt[n].high = at >> 32;
     }
     asm volatile("lidt %0" :: "m"(ptr));
     outb(COM1 + 1, 0);

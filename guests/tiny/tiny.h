@@ -18,7 +18,10 @@ struct trap_frame {
 };
 
 extern const struct multiboot_info *tiny_info;
+struct gate { uint64_t low, high; };
+
 extern uint64_t tiny_gdt[8], tiny_pml4[512];
+extern struct gate tiny_idt[256];
 extern char image_end[], tiny_ap_start[], tiny_ap_end[];
 
 int tiny_main(void); /* its value is the exit code */
@@ -32,15 +35,18 @@ void exit_vm(uint32_t code) __attribute__((noreturn));
 /* RAM [*base, *end) above the image and modules, below 4 GiB, by the loader's memory map. */
 void free_memory(uint64_t *base, uint64_t *end);
 uint64_t random_next(uint64_t *state);
+void *memset(void *d, int c, size_t n); /* the compiler calls these two by itself */
+void *memcpy(void *d, const void *s, size_t n);
 
 /*
  * Traps. While `resume` is set a fault (vector < 32) is noted in fault_vector and execution goes on there; else the guest reports it and ends.
- * Interrupts call on_interrupt if there is one.
+ * Otherwise on_trap may change the frame, where to go on included, and return true. Interrupts call on_interrupt if there is one.
  */
 extern volatile uint64_t resume;
 extern volatile int fault_vector;
 extern volatile uint64_t fault_error;
 extern void (*volatile on_interrupt)(unsigned vector);
+extern bool (*volatile on_trap)(struct trap_frame *f);
 /* Runs one statement of inline assembly that may fault: -1, or the vector. */
 #define TRY(insn, ...)                                                                                     \
     ({                                                                                                     \

@@ -1,0 +1,42 @@
+/* What the modes of the hostile guest share: random numbers, landing after any trap, the verdict. */
+#ifndef HV_GUESTS_TINY_HOSTILE_H
+#define HV_GUESTS_TINY_HOSTILE_H
+
+#include "tiny.h"
+
+struct mode {
+    const char *name;
+    bool (*run)(void); /* false: a wrong result, told with failed() */
+    uint64_t count;    /* rounds unless `count=` says otherwise */
+};
+extern const struct mode io_modes[], cpu_modes[], memory_modes[], interrupt_modes[], end_modes[]; /* each ends with a name of NULL */
+
+extern uint64_t seed, count;
+uint64_t rnd(void);
+static inline uint64_t rnd_below(uint64_t n) { return rnd() % n; }
+#define PICK(array) ((array)[rnd_below(sizeof(array) / sizeof(*(array)))])
+/* Values at edges are likelier to find a fault than even ones. */
+uint64_t rnd_value(void);
+
+/* Says what was wrong and yields false. */
+#define failed(...) (uart_sane(), print("hostile: FAILED "), print(__VA_ARGS__), print("\n"), false)
+/* Makes COM1 fit to print on, whatever was written to it. */
+void uart_sane(void);
+/* 0xff at the PICs' masks, both PIC to vectors 0x20 and 0x28, LAPIC enabled with everything masked and no timer running. */
+void interrupts_sane(void);
+/* MMIO by the widest instruction that all hypervisors must know. */
+static inline uint32_t mmio_read(uint64_t at) { return *(volatile uint32_t *)at; }
+static inline void mmio_write(uint64_t at, uint32_t v) { *(volatile uint32_t *)at = v; }
+
+/*
+ * Calls f(arg); whatever exception ends it is returned as its vector, -1 if none did, with the callee-saved registers and the stack
+ * as they were. attempt_error and attempt_rip tell more.
+ */
+int attempt(void (*f)(void *arg), void *arg);
+extern volatile uint64_t attempt_error, attempt_rip;
+
+#define BIT(n) (UINT64_C(1) << (n))
+enum { LAPIC = 0xfee00000u, IOAPIC = 0xfec00000u };
+enum { VEC_UD = 6, VEC_GP = 13, VEC_PF = 14 };
+
+#endif

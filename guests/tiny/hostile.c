@@ -6,7 +6,8 @@
 #include "hostile/hostile.h"
 
 uint64_t seed, count;
-volatile uint64_t attempt_error, attempt_rip;
+struct trap_frame attempt_frame;
+volatile uint64_t nmis, debug_traps;
 
 static uint64_t random_state;
 
@@ -68,10 +69,19 @@ asm(".pushsection .data; landing_rsp: .quad 0; .popsection\n"
 
 static bool land(struct trap_frame *f)
 {
+    if (f->vector == VEC_NMI) {
+        nmis++;
+        return true;
+    }
+    if (f->vector == VEC_DB && !landing_rsp) {
+        debug_traps++;
+        asm volatile("mov %0, %%dr7" :: "r"(UINT64_C(0x400)));
+        f->rflags = (f->rflags | BIT(16)) & ~BIT(8);
+        return true;
+    }
     if (f->vector >= 32 || !landing_rsp)
         return false;
-    attempt_error = f->error;
-    attempt_rip = f->rip;
+    attempt_frame = *f;
     f->rax = f->vector;
     f->rip = (uint64_t)attempt_landing;
     f->rsp = landing_rsp;
@@ -84,7 +94,7 @@ static bool land(struct trap_frame *f)
 
 /* ---- modes ------------------------------------------------------------------------------------------------------------------- */
 
-static const struct mode *const groups[] = {io_modes, cpu_modes, end_modes};
+static const struct mode *const groups[] = {io_modes, cpu_modes, memory_modes, end_modes};
 
 static const struct mode *find_mode(void)
 {

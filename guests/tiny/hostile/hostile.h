@@ -30,13 +30,36 @@ static inline void mmio_write(uint64_t at, uint32_t v) { *(volatile uint32_t *)a
 
 /*
  * Calls f(arg); whatever exception ends it is returned as its vector, -1 if none did, with the callee-saved registers and the stack
- * as they were. attempt_error and attempt_rip tell more.
+ * as they were. attempt_frame is what the trap saw. NMIs are counted and forgotten, and so are #DBs outside an attempt: DR7 is cleared.
  */
 int attempt(void (*f)(void *arg), void *arg);
-extern volatile uint64_t attempt_error, attempt_rip;
+extern struct trap_frame attempt_frame;
+extern volatile uint64_t nmis, debug_traps;
+
+/* REP INS and OUTS of elements of 1, 2 or 4 bytes, in the direction that DF says. */
+#define STRING_IO(op, reg, p) asm volatile("rep " op : "+" reg(p), "+c"(n) : "d"(port) : "memory")
+static inline void ins(uint16_t port, unsigned size, void *to, uint64_t n)
+{
+    if (size == 1)
+        STRING_IO("insb", "D", to);
+    else if (size == 2)
+        STRING_IO("insw", "D", to);
+    else
+        STRING_IO("insl", "D", to);
+}
+static inline void outs(uint16_t port, unsigned size, const void *from, uint64_t n)
+{
+    if (size == 1)
+        STRING_IO("outsb", "S", from);
+    else if (size == 2)
+        STRING_IO("outsw", "S", from);
+    else
+        STRING_IO("outsl", "S", from);
+}
 
 #define BIT(n) (UINT64_C(1) << (n))
+#define RAM_END ({ uint64_t base_, end_; free_memory(&base_, &end_); end_; })
 enum { LAPIC = 0xfee00000u, IOAPIC = 0xfec00000u };
-enum { VEC_UD = 6, VEC_GP = 13, VEC_PF = 14 };
+enum { VEC_DB = 1, VEC_NMI = 2, VEC_UD = 6, VEC_NM = 7, VEC_GP = 13, VEC_PF = 14 };
 
 #endif

@@ -97,8 +97,9 @@ void vcpu_advance_rip(struct vcpu *v, unsigned len)
 /*
  * On CPUs without next-RIP save the instruction must be fetched through the guest's tables and decoded, which costs more than the
  * rest of such an exit. The same few instructions exit again and again, so their lengths are remembered by address and kind.
- * All of one kind have the same length but for useless prefixes; a guest that has one form with and one without such a
- * prefix at the same address (of two address spaces, say) would be stepped wrongly: its own doing, and its own loss.
+ * All of one kind have the same length but for useless prefixes (RDTSCP is longer than RDTSC, but neither exits on such CPUs), and
+ * only forms without any are remembered: else one process of a guest could, by a padded CPUID at an address where another process has
+ * a plain one, have that one stepped into the middle of the next instruction. Who pads is stepped wrongly himself.
  */
 static unsigned find_len(struct vcpu *v)
 {
@@ -110,9 +111,11 @@ static unsigned find_len(struct vcpu *v)
         return 0;
     }
     unsigned slot = vcpu_len_slot(v);
-    v->len_cache[slot].rip = v->rip;
-    v->len_cache[slot].kind = (uint8_t)v->exit.kind;
-    v->len_cache[slot].len = insn.len;
+    if (insn.len == 1u + (insn.map == INSN_MAP_0F) + insn.has_modrm) {
+        v->len_cache[slot].rip = v->rip;
+        v->len_cache[slot].kind = (uint8_t)v->exit.kind;
+        v->len_cache[slot].len = insn.len;
+    }
     return insn.len;
 }
 

@@ -117,6 +117,7 @@ int tiny_main(void)
     count = arg_u64("count", m->count);
     random_state = seed;
     on_trap = land;
+    enable_sse();
     interrupts_sane();
     print("hostile: mode=%s seed=%lu count=%lu\n", m->name, seed, count);
     bool ok = m->run();

@@ -88,4 +88,241 @@ static bool msrs(void)
     return true;
 }
 
-const struct mode cpu_modes[] = {{"cpuid", cpuid_mode, 2000}, {"msrs", msrs, 20000}, {}};
+/* ---- control and debug registers ------------------------------------------------------------------------------------------------ */
+
+/* Each write is foretold from the manual's rules and from CPUID, tried, read back and undone. */
+#define TRY_WRITE_CR(n, v) TRY("mov %0, %%cr" #n, :: "r"((uint64_t)(v)) : "r15", "memory")
+#define TRY_WRITE_DR(n, v) TRY("mov %0, %%dr" #n, :: "r"((uint64_t)(v)) : "r15", "memory")
+#define READ_DR(n) ({ uint64_t v_; asm volatile("mov %%dr" #n ", %0" : "=r"(v_)); v_; })
+
+enum { CR0_PE = 1, CR0_ET = 0x10, CR0_NW = 1 << 29, CR0_CD = 1 << 30, CR0_LEGAL = 0xe005003f };
+
+static bool cr0_round(void)
+{
+    uint64_t was = READ_CR(0), v = rnd_below(4) ? rnd_value() & UINT32_MAX : rnd_value();
+    v |= rnd_below(4) ? BIT(31) | CR0_PE : 0;
+    bool ok = !(v >> 32) && (v & BIT(31)) && (v & CR0_PE) && (!(v & CR0_NW) || (v & CR0_CD));
+    int vector = TRY_WRITE_CR(0, v);
+    uint64_t now = READ_CR(0), want = ok ? (v & CR0_LEGAL) | CR0_ET : was;
+    WRITE_CR(0, was);
+    if (vector != (ok ? -1 : VEC_GP) || now != want)
+        return failed("crs: CR0 = %lx: vector %d, then %lx instead of %lx", v, vector, now, want);
+    return true;
+}
+
+static uint64_t cr4_legal(void)
+{
+    struct cpuid a = cpuid(1, 0), b = cpuid(7, 0);
+    const struct { uint32_t has; uint64_t bits; } rules[] = {
+        {a.d & 1 << 1, 3}, {a.d & 1 << 4, 4}, {a.d & 1 << 2, 8}, {a.d & 1 << 3, 0x10}, {a.d & 1 << 6, 0x20}, {a.d & 1 << 7, 0x40}, {a.d & 1 << 13, 0x80},
+        {1, 0x100}, {a.d & 1 << 24, 0x200}, {a.d & 1 << 25, 0x400}, {b.c & 1 << 2, BIT(11)}, {b.c & 1 << 16, BIT(12)}, {b.b & 1, BIT(16)},
+        {a.c & 1 << 17, BIT(17)}, {a.c & 1 << 26, BIT(18)}, {b.b & 1 << 7, BIT(20)}, {b.b & 1 << 20, BIT(21)}, {b.c & 1 << 3, BIT(22)},
+        {b.c & 1 << 7, BIT(23)}};
+    uint64_t legal = 0;
+    for (unsigned n = 0; n < sizeof(rules) / sizeof(*rules); n++)
+        legal |= rules[n].has ? rules[n].bits : 0;
+    return legal;
+}
+
+static bool cr4_round(void)
+{
+    uint64_t was = READ_CR(4), legal = cr4_legal(), v = rnd_value();
+    if (rnd_below(4))
+        v = (v & legal) | (rnd_below(8) ? BIT(5) : 0) | (rnd_below(4) ? 0 : BIT(rnd_below(64)));
+    bool ok = !(v & ~legal) && (v & BIT(5)) && !(v & BIT(12));
+    int vector = TRY_WRITE_CR(4, v);
+    uint64_t now = READ_CR(4);
+    WRITE_CR(4, was);
+    if (vector != (ok ? -1 : VEC_GP) || now != (ok ? v : was))
+        return failed("crs: CR4 = %lx: vector %d, then %lx (legal %lx)", v, vector, now, legal);
+    return true;
+}
+
+static bool cr3_round(void)
+{
+    uint64_t was = READ_CR(3), v = was | rnd_below(4096); /* reserved bits: see mode=cr3 */
+    int vector = TRY_WRITE_CR(3, v);
+    WRITE_CR(3, was);
+    if (vector != -1)
+        return failed("crs: CR3 = %lx: vector %d", v, vector);
+    v = rnd_value();
+    WRITE_CR(2, v);
+    return READ_CR(2) == v || failed("crs: CR2 is %lx instead of %lx", READ_CR(2), v);
+}
+
+static bool cr8_round(void)
+{
+    uint64_t v = rnd_value() & (rnd_below(2) ? 15 : UINT64_MAX);
+    int vector = TRY_WRITE_CR(8, v);
+    uint64_t now = READ_CR(8), tpr = mmio_read(LAPIC + 0x80);
+    WRITE_CR(8, 0);
+    bool right = vector == VEC_GP ? v > 15 : vector == -1 && now == (v & 15) && tpr >> 4 == now; /* software CPUs ignore the upper bits */
+    if (!right)
+        return failed("crs: CR8 = %lx: vector %d, then %lx, TPR %lx", v, vector, now, tpr);
+    return true;
+}
+
+static bool efer_round(void)
+{
+    struct cpuid x = cpuid(0x80000001, 0);
+    uint64_t was = rdmsr(EFER), legal = 0x500 | (x.d >> 11 & 1) | (x.d & 1 << 20 ? 0x800 : 0) | (x.d & 1 << 25 ? BIT(14) : 0);
+    uint64_t v = rnd_below(4) ? was ^ BIT(rnd_below(20)) : rnd_value();
+    bool ok = !(v & ~legal) && (v & 0x100);
+    if (ok && !(v & 0x400))
+        return true; /* LMA changed by hand: CPUs differ */
+    int vector = try_wrmsr(EFER, v);
+    uint64_t now = rdmsr(EFER);
+    wrmsr(EFER, was);
+    if (vector != (ok ? -1 : VEC_GP) || now != (ok ? v : was))
+        return failed("crs: EFER = %lx: vector %d, then %lx (legal %lx)", v, vector, now, legal);
+    return true;
+}
+
+static bool xcr0_round(void)
+{
+    if (!(cpuid(1, 0).c & BIT(26)))
+        return true;
+    struct cpuid x = cpuid(0xd, 0);
+    uint64_t legal = x.a | (uint64_t)x.d << 32, v = rnd_below(3) ? rnd_below(16) : rnd_value();
+    uint32_t index = rnd_below(8) ? 0 : (uint32_t)rnd_value(), a, d;
+    WRITE_CR(4, READ_CR(4) | BIT(18));
+    bool ok = !index && (v & 1) && !(v & ~legal) && (!(v & 4) || (v & 2)) && !(v & 0xf8);
+    int vector = TRY("xsetbv", :: "a"((uint32_t)v), "d"((uint32_t)(v >> 32)), "c"(index) : "r15", "memory");
+    asm volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+    uint64_t now = a | (uint64_t)d << 32;
+    asm volatile("xsetbv" :: "a"((uint32_t)legal), "d"((uint32_t)(legal >> 32)), "c"(0));
+    if (vector != (ok ? -1 : VEC_GP) || (ok && now != v))
+        return failed("crs: XCR%x = %lx: vector %d, then %lx", index, v, vector, now);
+    return true;
+}
+
+static bool dr_round(void)
+{
+    uint64_t v = rnd_value(), low = rnd_value() & UINT32_MAX & ~BIT(13);
+    int vector;
+    asm volatile("mov %0, %%dr0; mov %0, %%dr3" :: "r"(v));
+    if (READ_DR(0) != v || READ_DR(3) != v)
+        return failed("crs: DR0 or DR3 is not %lx", v);
+    /* Breakpoints on whatever these are: they may or may not be met. */
+    asm volatile("mov %0, %%dr1; mov %1, %%dr2" :: "r"((uint64_t)dr_round + rnd_below(64)), "r"(rnd_value()));
+    asm volatile("mov %0, %%dr7" :: "r"(low) : "memory");
+    uint64_t now = READ_DR(7), bits = low;
+    asm volatile("mov %0, %%dr7" :: "r"(UINT64_C(0x400)) : "memory");
+    if (now != 0x400 && (now ^ bits) & 0xffff27ff & ~UINT64_C(0x400))
+        return failed("crs: DR7 = %lx reads %lx", low, now);
+    vector = TRY_WRITE_DR(7, v | BIT(32));
+    if (vector != VEC_GP)
+        return failed("crs: DR7's upper half: vector %d", vector);
+    vector = TRY_WRITE_DR(6, v | BIT(63));
+    asm volatile("mov %0, %%dr6" :: "r"(low));
+    if (vector != VEC_GP || (READ_DR(6) & ~UINT64_C(0xe00f)) != 0xffff0ff0)
+        return failed("crs: DR6: vector %d, then %lx", vector, READ_DR(6));
+    asm volatile("mov %0, %%dr7" :: "r"(UINT64_C(0x2400)));
+    if ((vector = TRY_WRITE_DR(0, 0)) != VEC_DB || !(READ_DR(6) & BIT(13)) || READ_DR(7) & BIT(13))
+        return failed("crs: DR7.GD: vector %d, DR6 %lx, DR7 %lx", vector, READ_DR(6), READ_DR(7));
+    return true;
+}
+
+static bool absent_crs(void)
+{
+    static const char what[] = "crs: an absent control register";
+    int v[] = {TRY(".byte 0x0f, 0x22, 0xc8", ::: "r15"), TRY(".byte 0x0f, 0x22, 0xe8", ::: "r15"), TRY(".byte 0x0f, 0x20, 0xf0", ::: "r15", "rax"),
+               TRY(".byte 0x44, 0x0f, 0x22, 0xc8", ::: "r15"), TRY(".byte 0x44, 0x0f, 0x20, 0xf8", ::: "r15", "rax"),
+               TRY(".byte 0x44, 0x0f, 0x23, 0xc0", ::: "r15"), TRY(".byte 0x44, 0x0f, 0x21, 0xf8", ::: "r15", "rax")};
+    for (unsigned n = 0; n < sizeof(v) / sizeof(*v); n++)
+        if (v[n] != VEC_UD)
+            return failed("%s %u: vector %d", what, n, v[n]);
+    WRITE_CR(4, READ_CR(4) | 8);
+    int de = TRY(".byte 0x0f, 0x21, 0xe0", ::: "r15", "rax"); /* MOV RAX, DR4 */
+    WRITE_CR(4, READ_CR(4) & ~UINT64_C(8));
+    int no_de = TRY(".byte 0x0f, 0x21, 0xe0", ::: "r15", "rax");
+    return (de == VEC_UD && no_de == -1) || failed("crs: DR4 with DE: vector %d, without: %d", de, no_de);
+}
+
+/* The short forms, on registers and in memory, and CR0 as the emulator sees it. */
+static bool msw_round(void)
+{
+    static volatile uint16_t word;
+    uint64_t was = READ_CR(0), reg;
+    word = (uint16_t)rnd();
+    uint16_t loaded = word;
+    asm volatile("lmsw %0" :: "m"(word));
+    uint64_t now = READ_CR(0), want = (was & ~UINT64_C(0xe)) | (loaded & 0xe) | 1;
+    asm volatile("smsw %0; smsw %1" : "=m"(word), "=r"(reg));
+    asm volatile("clts");
+    uint64_t cleared = READ_CR(0);
+    WRITE_CR(0, was);
+    if (now != want || word != (uint16_t)want || (uint16_t)reg != (uint16_t)want || cleared != (want & ~UINT64_C(8)))
+        return failed("crs: LMSW %x: %lx instead of %lx, SMSW %x %lx, CLTS %lx", loaded, now, want, word, reg, cleared);
+    return true;
+}
+
+static bool crs(void)
+{
+    static bool (*const rounds[])(void) = {cr0_round, cr4_round, cr3_round, cr8_round, efer_round, xcr0_round, dr_round, absent_crs, msw_round};
+    bool ok = true;
+    for (uint64_t n = 0; n < count && ok; n++)
+        ok = rounds[n % (sizeof(rounds) / sizeof(*rounds))]();
+    return ok;
+}
+
+/* ---- instructions of hypervisors, firmware and enclaves ---------------------------------------------------------------------------- */
+
+enum { FINE = 1, UD = 1 << VEC_UD, GP = 1 << VEC_GP };
+/* VMRUN, VMLOAD and VMSAVE look at RAX before the intercept (APM 3). LOCK where it makes no sense is #UD, but not on all CPUs in software. */
+static const struct privileged { const char *name; unsigned allowed; uint8_t length, bytes[6]; } privileged[] = {
+    {"vmrun", UD | GP, 3, {0x0f, 0x01, 0xd8}}, {"vmmcall", UD | FINE, 3, {0x0f, 0x01, 0xd9}}, {"vmload", UD | GP, 3, {0x0f, 0x01, 0xda}},
+    {"vmsave", UD | GP, 3, {0x0f, 0x01, 0xdb}}, {"stgi", UD, 3, {0x0f, 0x01, 0xdc}}, {"clgi", UD, 3, {0x0f, 0x01, 0xdd}},
+    {"skinit", UD, 3, {0x0f, 0x01, 0xde}}, {"invlpga", UD, 3, {0x0f, 0x01, 0xdf}}, {"vmcall", UD | FINE, 3, {0x0f, 0x01, 0xc1}},
+    {"vmlaunch", UD, 3, {0x0f, 0x01, 0xc2}}, {"vmresume", UD, 3, {0x0f, 0x01, 0xc3}}, {"vmxoff", UD, 3, {0x0f, 0x01, 0xc4}},
+    {"vmfunc", UD, 3, {0x0f, 0x01, 0xd4}}, {"vmxon", UD, 4, {0xf3, 0x0f, 0xc7, 0x37}}, {"vmptrld", UD, 3, {0x0f, 0xc7, 0x37}},
+    {"vmclear", UD, 4, {0x66, 0x0f, 0xc7, 0x37}}, {"vmptrst", UD, 3, {0x0f, 0xc7, 0x3f}}, {"vmread", UD, 3, {0x0f, 0x78, 0xc8}},
+    {"vmwrite", UD, 3, {0x0f, 0x79, 0xc8}}, {"invept", UD, 5, {0x66, 0x0f, 0x38, 0x80, 0x07}}, {"invvpid", UD, 5, {0x66, 0x0f, 0x38, 0x81, 0x07}},
+    {"monitor", UD | GP, 3, {0x0f, 0x01, 0xc8}}, {"mwait", UD | GP, 3, {0x0f, 0x01, 0xc9}}, {"monitorx", UD, 3, {0x0f, 0x01, 0xfa}},
+    {"mwaitx", UD, 3, {0x0f, 0x01, 0xfb}}, {"rdpmc", UD | GP, 2, {0x0f, 0x33}}, {"rsm", UD | GP, 2, {0x0f, 0xaa}},
+    {"getsec", UD | GP, 2, {0x0f, 0x37}}, {"encls", UD, 3, {0x0f, 0x01, 0xcf}}, {"enclu", UD, 3, {0x0f, 0x01, 0xd7}},
+    {"rdpru", UD, 3, {0x0f, 0x01, 0xfd}}, {"mcommit", UD, 4, {0xf3, 0x0f, 0x01, 0xfa}}, {"invlpgb", UD, 3, {0x0f, 0x01, 0xfe}},
+    {"tlbsync", UD, 3, {0x0f, 0x01, 0xff}}, {"pconfig", UD | GP, 3, {0x0f, 0x01, 0xc5}}, {"rdpkru", UD, 3, {0x0f, 0x01, 0xee}},
+    {"psmash", UD, 4, {0xf3, 0x0f, 0x01, 0xff}}, {"pvalidate", UD, 4, {0xf2, 0x0f, 0x01, 0xff}},
+    {"invd", FINE, 2, {0x0f, 0x08}}, {"wbinvd", FINE, 2, {0x0f, 0x09}}, {"wbnoinvd", FINE, 3, {0xf3, 0x0f, 0x09}},
+    {"invlpg", FINE, 3, {0x0f, 0x01, 0x3e}}, {"pause", FINE, 2, {0xf3, 0x90}}, {"rdtscp", FINE, 3, {0x0f, 0x01, 0xf9}},
+    {"ud0", UD, 3, {0x0f, 0xff, 0xc0}}, {"ud1", UD, 3, {0x0f, 0xb9, 0xc0}}, {"ud2", UD, 2, {0x0f, 0x0b}}, {"lock nop", UD, 2, {0xf0, 0x90}},
+    {"lock cpuid", UD | GP | FINE, 3, {0xf0, 0x0f, 0xa2}}, {"lock vmmcall", UD | GP | FINE, 4, {0xf0, 0x0f, 0x01, 0xd9}}, {"lock wrmsr", UD | GP | FINE, 3, {0xf0, 0x0f, 0x30}},
+    {"lock in", UD | GP | FINE, 2, {0xf0, 0xec}}, {"lock xsetbv", UD | GP | FINE, 4, {0xf0, 0x0f, 0x01, 0xd1}},
+};
+
+static const uint8_t useless[] = {0x2e, 0x3e, 0x26, 0x64, 0x65};
+enum { PRIVILEGED_COUNT = sizeof(privileged) / sizeof(*privileged), MAX_USELESS = 6 };
+/* One place for each instruction and number of prefixes: CPUs that do not tell lengths have them remembered by address. */
+static uint8_t scratch[PRIVILEGED_COUNT * (MAX_USELESS + 1)][16];
+
+struct placed { uint8_t *code; struct insn_regs regs; };
+static void run_placed(void *arg)
+{
+    struct placed *p = arg;
+    run_body((void (*)(void))p->code, &p->regs);
+}
+
+static bool virt(void)
+{
+    for (uint64_t n = 0; n < count; n++) {
+        unsigned which = n % PRIVILEGED_COUNT, prefixes = 0;
+        const struct privileged *p = &privileged[which];
+        while (p->bytes[0] != 0xf0 && prefixes < MAX_USELESS && rnd_below(3) == 0) /* that mean nothing here and must change nothing */
+            prefixes++;
+        struct placed r = {scratch[which * (MAX_USELESS + 1) + prefixes], {.rax = n & 64 ? (uint64_t)tiny_pml4 : rnd_value(), .rcx = rnd_value(),
+                           .rdx = rnd_value(), .rbx = rnd_value(), .rsi = (uint64_t)tiny_pml4, .rdi = (uint64_t)scratch, .rflags = 2}};
+        for (unsigned at = 0; at < prefixes; at++)
+            r.code[at] = PICK(useless);
+        memcpy(r.code + prefixes, p->bytes, p->length);
+        r.code[prefixes + p->length] = 0xc3;
+        int vector = attempt(run_placed, &r);
+        if (vector > 31 || !(p->allowed >> (vector == -1 ? 0 : vector) & 1))
+            return failed("virt: %s with %u prefixes: vector %d", p->name, prefixes, vector);
+        if (vector != -1 && attempt_frame.rip != (uint64_t)r.code)
+            return failed("virt: %s: vector %d at %lx instead of %lx", p->name, vector, attempt_frame.rip, (uint64_t)r.code);
+    }
+    return true;
+}
+
+const struct mode cpu_modes[] = {{"cpuid", cpuid_mode, 2000}, {"msrs", msrs, 20000}, {"crs", crs, 9000}, {"virt", virt, 4000}, {}};

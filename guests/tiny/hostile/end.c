@@ -22,4 +22,12 @@ static bool triple(void)
     return failed("triple: still here");
 }
 
-const struct mode end_modes[] = {{"spin", spin, 0}, {"halt", halt, 0}, {"triple", triple, 0}, {}};
+/* Reserved bits of CR3 are #GP on a CPU; a CPU in software may leave the guest for it, and then the VM is stopped. */
+static bool cr3(void)
+{
+    uint64_t was = READ_CR(3);
+    int vector = TRY("mov %0, %%cr3", :: "r"(was | BIT(59)) : "r15", "memory");
+    return vector == VEC_GP || failed("cr3: vector %d", vector);
+}
+
+const struct mode end_modes[] = {{"cr3", cr3, 0}, {"spin", spin, 0}, {"halt", halt, 0}, {"triple", triple, 0}, {}};

@@ -57,6 +57,11 @@ static inline void outs(uint16_t port, unsigned size, const void *from, uint64_t
         STRING_IO("outsl", "S", from);
 }
 
+/* Runs body with these registers, loaded before and stored after; it may use R8 and R9, and must end in RET. For attempt(). */
+struct insn_regs { uint64_t rax, rcx, rdx, rbx, rsi, rdi, rflags, spare; uint64_t xmm0[2]; };
+void run_body(void (*body)(void), struct insn_regs *r);
+void enable_sse(void); /* run_body needs it */
+
 #define BIT(n) (UINT64_C(1) << (n))
 #define RAM_END ({ uint64_t base_, end_; free_memory(&base_, &end_); end_; })
 enum { LAPIC = 0xfee00000u, IOAPIC = 0xfec00000u };

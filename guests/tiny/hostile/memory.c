@@ -7,8 +7,6 @@
  */
 #include "hostile/hostile.h"
 
-struct insn_regs { uint64_t rax, rcx, rdx, rbx, rsi, rdi, rflags, spare; uint64_t xmm0[2]; };
-
 /* name, flags to compare, text; the operand is at RDI, RSI points into RAM. */
 #define ARITH 0x8d5
 #define LOGIC 0x8c5 /* AF is undefined */
@@ -57,9 +55,7 @@ struct insn { const char *name; void (*body)(void); unsigned flags; };
 static const struct insn insns[] = {INSNS(ROW)};
 enum { INSN_COUNT = sizeof(insns) / sizeof(*insns) };
 
-/* Runs body with the registers at *r (the second argument) and puts them back there. */
-void run_body(void (*body)(void), struct insn_regs *r);
-asm(".pushsection .text; run_body: push %rbx; push %rsi; mov %rdi, %r11; mov %rsi, %r10\n"
+asm(".pushsection .text; .globl run_body; run_body: push %rbx; push %rsi; mov %rdi, %r11; mov %rsi, %r10\n"
     "movups 64(%r10), %xmm0; mov 0(%r10), %rax; mov 8(%r10), %rcx; mov 16(%r10), %rdx; mov 24(%r10), %rbx; mov 32(%r10), %rsi; mov 40(%r10), %rdi\n"
     "pushq 48(%r10); popf; call *%r11; pop %r10; pushf; popq 48(%r10)\n"
     "mov %rax, 0(%r10); mov %rcx, 8(%r10); mov %rdx, 16(%r10); mov %rbx, 24(%r10); mov %rsi, 32(%r10); mov %rdi, 40(%r10); movups %xmm0, 64(%r10)\n"
@@ -77,7 +73,7 @@ static int attempt_insn(const struct insn *i, struct insn_regs *r)
     return attempt(run_insn, &a);
 }
 
-static void enable_sse(void)
+void enable_sse(void)
 {
     WRITE_CR(0, (READ_CR(0) & ~UINT64_C(0xc)) | 2);
     WRITE_CR(4, READ_CR(4) | 0x600);
@@ -139,7 +135,6 @@ static void disturb_device(const struct insn *i)
 static bool mmio(void)
 {
     uint64_t ram_end = RAM_END;
-    enable_sse();
     for (uint64_t n = 0; n < count; n++) {
         const struct insn *i = &insns[n % INSN_COUNT];
         int64_t over = (int64_t)rnd_below(48) - 24;

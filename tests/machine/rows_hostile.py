@@ -1,0 +1,75 @@
+"""Hostile guests: whatever one tries, the hypervisor and its other guests go on. guests/tiny/README.md has the modes."""
+import re
+
+from rows import require, row
+from rows_tiny import create, expect_ok, on_disk, outcome
+
+
+def boot(bench):
+    """A machine with a guest that tests its memory for ever beside the hostile ones."""
+    config, files = on_disk("hostile.elf", "memtest.elf")
+    m = bench.boot(config, files)
+    create(m, "witness", "memtest.elf", "pages=600 order=random forever")
+    return m
+
+
+def check_witness(m):
+    """It has gone on since the last look, and has found every word as it wrote it."""
+    seen = -1
+    for _ in range(2):
+        m.attach("witness")
+        loop = int(m.expect(r"memtest: loop (\d+) ok", 60).group(1))
+        m.detach()
+        require(loop > seen, f"the witness stands at loop {loop}")
+        seen = loop
+    v = m.vm("witness")
+    require(v["state"] == "running" and v["reboots"] == 0, f"the witness: {v}")
+
+
+def survives(bench, modes, memory="32M"):
+    m = boot(bench)
+    for mode in modes:
+        for seed in (1, 2):
+            name = f"{mode}{seed}"
+            create(m, name, "hostile.elf", f"mode={mode} seed={seed}", memory)
+            expect_ok(m, name, f"hostile: mode={mode} survived", 90)
+            m.json(f"vm destroy {name}")
+    check_witness(m)
+
+
+@row("hostile-io", timeout=200, backends=("svm",))
+def hostile_io(bench):
+    """Ports, addresses where nothing is, port strings from and to bad places."""
+    survives(bench, ("ports", "hole", "stringio"))
+
+
+@row("hostile-mmio", timeout=200, backends=("svm",))
+def hostile_mmio(bench):
+    """Instructions of all kinds on device windows, against a model of what each must do."""
+    survives(bench, ("mmio",))
+
+
+@row("hostile-cpu", timeout=200, backends=("svm",))
+def hostile_cpu(bench):
+    """CPUID leaves, MSRs, control registers, privileged and virtualization instructions."""
+    survives(bench, ("cpuid", "msrs", "crs", "virt"))
+
+
+@row("hostile-ends", timeout=150)
+def hostile_ends(bench):
+    """Guests that end or hang themselves: each shows why, and all can be destroyed."""
+    m = boot(bench)
+    create(m, "spin", "hostile.elf", "mode=spin")
+    create(m, "halt", "hostile.elf", "mode=halt")
+    create(m, "triple", "hostile.elf", "mode=triple")
+    v = m.vm_stopped("triple", 60)
+    require("triple fault" in v["reason"] and v["reboots"] == 1, f"triple: {v}")
+    require(re.search(r"triple +stopped .*triple fault at rip=0x", m.command("vm list")), "vm list shows no reason")
+    m.vm_until("halt", lambda a: a["vcpus"][0]["state"] == "halted", 20, "a halted vCPU")
+    require(m.vm("spin")["state"] == "running", "the one that spins")
+    create(m, "cr3", "hostile.elf", "mode=cr3")
+    text, code = outcome(m, "cr3")
+    require(code == 1 or "entry refused" in m.vm("cr3")["reason"], f"cr3 ended with {code}: {text}")
+    check_witness(m)
+    for name in ("spin", "halt", "triple", "cr3", "witness"):
+        m.json(f"vm destroy {name}")

@@ -37,19 +37,19 @@ def survives(bench, modes, memory="32M"):
     check_witness(m)
 
 
-@row("hostile-io", timeout=200, backends=("svm",))
+@row("hostile-io", timeout=200, backends=("svm",)) # seven minutes on Bochs
 def hostile_io(bench):
     """Ports, addresses where nothing is, port strings from and to bad places."""
     survives(bench, ("ports", "hole", "stringio"))
 
 
-@row("hostile-mmio", timeout=200, backends=("svm",))
+@row("hostile-mmio", timeout=200)
 def hostile_mmio(bench):
     """Instructions of all kinds on device windows, against a model of what each must do."""
     survives(bench, ("mmio",))
 
 
-@row("hostile-cpu", timeout=200, backends=("svm",))
+@row("hostile-cpu", timeout=200, backends=("svm",)) # Bochs lets a guest have a CR5
 def hostile_cpu(bench):
     """CPUID leaves, MSRs, control registers, privileged and virtualization instructions."""
     survives(bench, ("cpuid", "msrs", "crs", "virt"))

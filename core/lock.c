@@ -30,13 +30,16 @@ static void note_taken(struct spinlock *l, const void *pc)
     struct percpu *cpu = this_cpu();
     l->holder_cpu = (uint8_t)cpu->id;
     l->holder_pc = pc;
+    uint64_t flags = irq_save(); /* a handler's locks come and go in the same slots */
     cpu->held_ranks[cpu->held_count] = l->rank;
     cpu->held_locks[cpu->held_count++] = l;
+    irq_restore(flags);
 }
 
 static void note_released(struct spinlock *l)
 {
     struct percpu *cpu = this_cpu();
+    uint64_t flags = irq_save();
     unsigned i = cpu->held_count;
     while (i && cpu->held_locks[i - 1] != l)
         i--;
@@ -46,6 +49,7 @@ static void note_released(struct spinlock *l)
         cpu->held_locks[i - 1] = cpu->held_locks[i];
         cpu->held_ranks[i - 1] = cpu->held_ranks[i];
     }
+    irq_restore(flags);
 }
 
 void assert_no_locks_held(const char *where)

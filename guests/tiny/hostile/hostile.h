@@ -1,6 +1,6 @@
 /* What the modes of the hostile guest share: random numbers, landing after any trap, the verdict. */
-#ifndef HV_GUESTS_TINY_HOSTILE_H
-#define HV_GUESTS_TINY_HOSTILE_H
+#ifndef HV_GUESTS_TINY_HOSTILE_HOSTILE_H
+#define HV_GUESTS_TINY_HOSTILE_HOSTILE_H
 
 #include "tiny.h"
 

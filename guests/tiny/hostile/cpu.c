@@ -269,7 +269,7 @@ static bool crs(void)
 /* ---- instructions of hypervisors, firmware and enclaves ---------------------------------------------------------------------------- */
 
 enum { FINE = 1, UD = 1 << VEC_UD, GP = 1 << VEC_GP };
-/* VMRUN, VMLOAD and VMSAVE look at RAX before the intercept (APM 3). LOCK where it makes no sense is #UD, but not on all CPUs in software. */
+/* VMRUN, VMLOAD and VMSAVE look at RAX before the intercept (APM 3). A senseless LOCK is #UD, but not on all CPUs in software. */
 static const struct privileged { const char *name; unsigned allowed; uint8_t length, bytes[6]; } privileged[] = {
     {"vmrun", UD | GP, 3, {0x0f, 0x01, 0xd8}}, {"vmmcall", UD | FINE, 3, {0x0f, 0x01, 0xd9}}, {"vmload", UD | GP, 3, {0x0f, 0x01, 0xda}},
     {"vmsave", UD | GP, 3, {0x0f, 0x01, 0xdb}}, {"stgi", UD, 3, {0x0f, 0x01, 0xdc}}, {"clgi", UD, 3, {0x0f, 0x01, 0xdd}},
@@ -288,8 +288,8 @@ static const struct privileged { const char *name; unsigned allowed; uint8_t len
     {"invlpg", FINE, 3, {0x0f, 0x01, 0x3e}}, {"pause", FINE, 2, {0xf3, 0x90}}, {"rdtscp", FINE, 3, {0x0f, 0x01, 0xf9}},
     {"ud0", UD, 3, {0x0f, 0xff, 0xc0}}, {"ud1", UD, 3, {0x0f, 0xb9, 0xc0}}, {"ud2", UD, 2, {0x0f, 0x0b}}, {"lock nop", UD, 2, {0xf0, 0x90}},
     {"lock cpuid", UD | GP | FINE, 3, {0xf0, 0x0f, 0xa2}}, {"lock vmmcall", UD | GP | FINE, 4, {0xf0, 0x0f, 0x01, 0xd9}},
-    {"lock wrmsr", UD | GP | FINE, 3, {0xf0, 0x0f, 0x30}},
-    {"lock in", UD | GP | FINE, 2, {0xf0, 0xec}}, {"lock xsetbv", UD | GP | FINE, 4, {0xf0, 0x0f, 0x01, 0xd1}},
+    {"lock wrmsr", UD | GP | FINE, 3, {0xf0, 0x0f, 0x30}}, {"lock in", UD | GP | FINE, 2, {0xf0, 0xec}},
+    {"lock xsetbv", UD | GP | FINE, 4, {0xf0, 0x0f, 0x01, 0xd1}},
 };
 
 static const uint8_t useless[] = {0x2e, 0x3e, 0x26, 0x64, 0x65};

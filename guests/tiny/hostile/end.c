@@ -30,4 +30,12 @@ static bool cr3(void)
     return vector == VEC_GP || failed("cr3: vector %d", vector);
 }
 
-const struct mode end_modes[] = {{"cr3", cr3, 0}, {"spin", spin, 0}, {"halt", halt, 0}, {"triple", triple, 0}, {}};
+/* INIT to the boot processor: without firmware behind the reset vector there is nothing to go on with. */
+static bool init(void)
+{
+    mmio_write(LAPIC + 0x310, 0);
+    mmio_write(LAPIC + 0x300, 0x4500);
+    return failed("init: still here");
+}
+
+const struct mode end_modes[] = {{"init", init, 0}, {"cr3", cr3, 0}, {"spin", spin, 0}, {"halt", halt, 0}, {"triple", triple, 0}, {}};

@@ -110,9 +110,9 @@ static bool software_round(void)
 
 static bool breakpoint_forms(void)
 {
-    int a = TRY("int3", ::: "r15"), b = TRY(".byte 0xf1", ::: "r15");
+    int a = TRY("int3", ::: "r15"), b = TRY(".byte 0xf1", ::: "r15"); /* INT1: some CPUs in software have none */
     int c = TRY("ud2", ::: "r15"), d = TRY("xor %%edx, %%edx\n div %%edx", ::: "r15", "rax", "rdx");
-    return (a == 3 && (b == VEC_DB || b == VEC_UD /* a CPU in software */) && c == VEC_UD && d == 0) || failed("intstorm: int3, int1, ud2, div: vectors %d %d %d %d", a, b, c, d);
+    return (a == 3 && (b == VEC_DB || b == VEC_UD) && c == VEC_UD && d == 0) || failed("intstorm: int3, int1, ud2, div: vectors %d %d %d %d", a, b, c, d);
 }
 
 /* With TF each instruction ends in #DB, whoever executes it. */
@@ -230,4 +230,152 @@ static bool irqflood(void)
     return (pic_ticks && pic_ticks < ticks) || failed("irqflood: %lu of %lu ticks came by the PIC", pic_ticks, ticks);
 }
 
-const struct mode interrupt_modes[] = {{"intstorm", intstorm, 350}, {"irqflood", irqflood, 2000}, {}};
+/* ---- apic ------------------------------------------------------------------------------------------------------------------------- */
+
+enum { APIC_BASE = 0x1b, LDR = 0xd0, DFR = 0xe0, SVR = 0xf0, ESR = 0x280, FIXED = 0, LOWEST = 1, SMI = 2, NMI = 4, INIT = 5, SIPI = 6 };
+enum { BASE_BSP = 0x100, BASE_EXTD = 0x400, BASE_EN = 0x800 };
+
+static bool in_irr(unsigned vector) { return mmio_read(LAPIC + 0x200 + vector / 32 * 16) >> vector % 32 & 1; }
+
+/* Is this CPU, the only one, meant? */
+static bool is_meant(uint32_t icr_low, uint8_t dest, uint8_t ldr, bool flat)
+{
+    unsigned shorthand = icr_low >> 18 & 3;
+    if (shorthand)
+        return shorthand != 3;
+    if (dest == 0xff)
+        return true;
+    if (!(icr_low >> 11 & 1))
+        return dest == mmio_read(LAPIC + 0x20) >> 24;
+    return flat ? dest & ldr : dest >> 4 == ldr >> 4 && (dest & ldr & 15);
+}
+
+static bool ipi_round(void)
+{
+    unsigned mode = (unsigned)rnd_below(8), vector = (unsigned)rnd_below(256);
+    uint32_t icr = vector | mode << 8 | (uint32_t)rnd_below(2) << 11 | (uint32_t)rnd_below(4) << 14 | (uint32_t)rnd_below(4) << 18;
+    uint8_t dest = rnd_below(3) ? (uint8_t)rnd() : (uint8_t)(rnd_below(2) ? 0 : 0xff), ldr = (uint8_t)rnd();
+    bool flat = rnd_below(2), meant;
+    mmio_write(LAPIC + DFR, flat ? 0xffffffff : 0x0fffffff);
+    mmio_write(LAPIC + LDR, (uint32_t)ldr << 24);
+    meant = is_meant(icr, dest, ldr, flat);
+    if (mode == INIT && meant)
+        return true; /* see mode=init */
+    uint64_t was_nmis = nmis;
+    on_interrupt = note;
+    arrivals = 0;
+    mmio_write(LAPIC + ICR2, (uint32_t)dest << 24);
+    mmio_write(LAPIC + ICR, icr);
+    bool fixed = (mode == FIXED || mode == LOWEST) && vector >= 16 && meant, nmi = mode == NMI && meant;
+    bool pending = in_irr(vector);
+    if (vector >= 16 && vector < 32 && pending) /* would arrive as an exception: taken away by a reset of the APIC */
+        return wrmsr(APIC_BASE, rdmsr(APIC_BASE) & ~(uint64_t)BASE_EN), wrmsr(APIC_BASE, rdmsr(APIC_BASE) | BASE_EN), interrupts_sane(), fixed;
+    sti();
+    cli();
+    if (pending != fixed || arrivals != fixed || (fixed && arrived[0] != vector) || nmis != was_nmis + nmi)
+        return failed("apic: ICR %08x to %02x with LDR %02x %s: meant %u, pending %u, %u arrivals, %lu NMIs", icr, dest, ldr,
+                      flat ? "flat" : "cluster", meant, pending, arrivals, nmis - was_nmis);
+    return true;
+}
+
+static void note_x2apic(unsigned vector)
+{
+    arrivals++;
+    if (rdmsr(APIC_BASE) & BASE_EXTD)
+        wrmsr(0x80b, 0);
+    else
+        apic_eoi();
+    (void)vector;
+}
+
+/* All modes and the forbidden ways between them (SDM 3, 11.12.5). */
+static bool base_round(void)
+{
+    uint64_t base = rdmsr(APIC_BASE), off = base & ~(uint64_t)(BASE_EN | BASE_EXTD), xapic = off | BASE_EN, x2apic = xapic | BASE_EXTD, v;
+    int a = try_wrmsr(APIC_BASE, off | BASE_EXTD), b = try_wrmsr(APIC_BASE, x2apic), c = try_wrmsr(APIC_BASE, xapic);
+    if (a != VEC_GP || b != -1 || c != VEC_GP || rdmsr(APIC_BASE) != x2apic)
+        return failed("apic: base %lx to %lx: vectors %d %d %d", base, rdmsr(APIC_BASE), a, b, c);
+    for (unsigned n = 0; n < 40; n++) {
+        uint32_t msr = 0x800 + (uint32_t)rnd_below(0x100);
+        try_rdmsr(msr, &v);
+        if (msr != 0x830 && msr != 0x83f) /* IPIs follow below */
+            try_wrmsr(msr, rnd_below(2) ? rnd_value() & 0x1ffff : rnd_value());
+    }
+    wrmsr(0x80f, 0x1ff);
+    wrmsr(0x808, 0);
+    on_interrupt = note_x2apic;
+    arrivals = 0;
+    wrmsr(0x83f, 0x99);
+    wrmsr(0x830, UINT64_C(0xffffffff) << 32 | 0x98);           /* broadcast */
+    wrmsr(0x830, UINT64_C(1) << 32 | 1 << 11 | 0x97);          /* logical: this one, cluster 0 */
+    wrmsr(0x830, UINT64_C(0xabcd0001) << 32 | 1 << 11 | 0x96); /* nobody */
+    wrmsr(0x830, UINT64_C(77) << 32 | 0x95);
+    sti();
+    cli();
+    a = try_wrmsr(APIC_BASE, off), b = try_wrmsr(APIC_BASE, x2apic), c = try_wrmsr(APIC_BASE, xapic);
+    interrupts_sane();
+    if (a != -1 || b != VEC_GP || c != -1)
+        return failed("apic: off: vector %d, to x2APIC: %d, to xAPIC: %d", a, b, c);
+    return arrivals == 3 || failed("apic: %u arrivals in x2APIC mode instead of 3", arrivals);
+}
+
+static bool apic(void)
+{
+    bool ok = true;
+    for (uint64_t n = 0; n < count && ok; n++) {
+        ok = ipi_round();
+        if (n % 50 == 0 && ok)
+            ok = base_round();
+    }
+    interrupts_sane();
+    return ok;
+}
+
+/* ---- pic -------------------------------------------------------------------------------------------------------------------------- */
+
+/*
+ * With random vectors a PIC's interrupt may come where an exception with an error code is expected; so all gates lead here, to code that
+ * knows neither. It quiets every source that it can reach, or a level-triggered line would come back for ever.
+ */
+extern char pic_gate[];
+extern volatile uint64_t pic_arrivals;
+asm(".pushsection .data; .globl pic_arrivals; pic_arrivals: .quad 0; .popsection\n"
+    ".pushsection .text; pic_gate: push %rax; push %rdx; incq pic_arrivals(%rip)\n"
+    "mov $12, %al; out %al, $0x70; in $0x71, %al; mov $0x3fa, %edx; in (%dx), %al; mov $0x3fd, %edx; in (%dx), %al; mov $0x3fe, %edx; in (%dx), %al\n"
+    "mov $0x3f8, %edx; in (%dx), %al; testb $63, pic_arrivals(%rip); jnz 1f; mov $0xff, %al; out %al, $0x21; out %al, $0xa1\n"
+    "1: mov $0x20, %al; out %al, $0xa0; out %al, $0x20; mov $0xfee000b0, %edx; movl $0, (%rdx); pop %rdx; pop %rax; iretq; .popsection");
+
+static bool pic(void)
+{
+    static const uint16_t ports[] = {0x20, 0x20, 0x21, 0x21, 0xa0, 0xa0, 0xa1, 0xa1, 0x40, 0x40, 0x41, 0x42, 0x43, 0x43, 0x61, 0x70, 0x71,
+                                     0x4d0, 0x4d1, 0x3f9, 0x3fa, 0x3fb, 0x3fc, 0x3fd, 0x3fe, 0x3ff};
+    struct { uint16_t limit; uint64_t base; } __attribute__((packed)) ptr = {4095, 0}, old;
+    static struct gate gates[256];
+    uint64_t at = (uint64_t)pic_gate;
+    for (unsigned n = 0; n < 256; n++)
+        gates[n] = (struct gate){(at & 0xffff) | 8 << 16 | UINT64_C(0x8e00) << 32 | (at >> 16 & 0xffff) << 48, at >> 32};
+    ptr.base = (uint64_t)gates;
+    asm volatile("sidt %0; lidt %1" : "=m"(old) : "m"(ptr));
+    for (uint64_t n = 0; n < count; n++) {
+        uint16_t port = PICK(ports);
+        mmio_write(LAPIC + 0x350, 0x700);
+        if (rnd_below(8) == 0) /* a sane beginning now and then, or nothing would ever come */
+            interrupts_sane(), mmio_write(LAPIC + 0x350, 0x700), outb(0x21, (uint8_t)rnd()), outb(0xa1, (uint8_t)rnd());
+        if (rnd_below(4) == 0)
+            inb(port);
+        else
+            outb(port, (uint8_t)rnd_value());
+        if (port == 0x43 || rnd_below(8) == 0)
+            outb(0x40, (uint8_t)rnd()), outb(0x40, 0);
+        asm volatile("sti\n nop\n in $0x80, %%al\n cli" ::: "rax", "memory");
+    }
+    outb(0x43, 0x30);
+    outb(0x70, 11);
+    outb(0x71, 2);
+    interrupts_sane();
+    asm volatile("lidt %0" :: "m"(old));
+    return pic_arrivals > 0 || failed("pic: not one interrupt came");
+}
+
+const struct mode interrupt_modes[] = {
+    {"intstorm", intstorm, 350}, {"irqflood", irqflood, 2000}, {"apic", apic, 500}, {"pic", pic, 5000}, {}};

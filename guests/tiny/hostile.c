@@ -8,6 +8,7 @@
 uint64_t seed, count;
 struct trap_frame attempt_frame;
 volatile uint64_t nmis, debug_traps;
+volatile bool nmi_lands;
 
 static uint64_t random_state;
 
@@ -71,7 +72,8 @@ static bool land(struct trap_frame *f)
 {
     if (f->vector == VEC_NMI) {
         nmis++;
-        return true;
+        if (!nmi_lands || !landing_rsp)
+            return true;
     }
     if (f->vector == VEC_DB && !landing_rsp) {
         debug_traps++;
@@ -79,7 +81,7 @@ static bool land(struct trap_frame *f)
         f->rflags = (f->rflags | BIT(16)) & ~BIT(8);
         return true;
     }
-    if (f->vector >= 32 || !landing_rsp)
+    if (f->vector >= (nmi_lands ? 256 : 32) || !landing_rsp)
         return false;
     attempt_frame = *f;
     f->rax = f->vector;
@@ -94,7 +96,7 @@ static bool land(struct trap_frame *f)
 
 /* ---- modes ------------------------------------------------------------------------------------------------------------------- */
 
-static const struct mode *const groups[] = {io_modes, cpu_modes, memory_modes, interrupt_modes, end_modes};
+static const struct mode *const groups[] = {io_modes, cpu_modes, memory_modes, interrupt_modes, garbage_modes, end_modes};
 
 static const struct mode *find_mode(void)
 {

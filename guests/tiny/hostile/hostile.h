@@ -9,7 +9,7 @@ struct mode {
     bool (*run)(void); /* false: a wrong result, told with failed() */
     uint64_t count;    /* rounds unless `count=` says otherwise */
 };
-extern const struct mode io_modes[], cpu_modes[], memory_modes[], interrupt_modes[], end_modes[]; /* each ends with a name of NULL */
+extern const struct mode io_modes[], cpu_modes[], memory_modes[], interrupt_modes[], garbage_modes[], end_modes[]; /* each ends with a name of NULL */
 
 extern uint64_t seed, count;
 uint64_t rnd(void);
@@ -35,6 +35,7 @@ static inline void mmio_write(uint64_t at, uint32_t v) { *(volatile uint32_t *)a
 int attempt(void (*f)(void *arg), void *arg);
 extern struct trap_frame attempt_frame;
 extern volatile uint64_t nmis, debug_traps;
+extern volatile bool nmi_lands; /* an NMI ends an attempt like an exception */
 
 /* REP INS and OUTS of elements of 1, 2 or 4 bytes, in the direction that DF says. */
 #define STRING_IO(op, reg, p) asm volatile("rep " op : "+" reg(p), "+c"(n) : "d"(port) : "memory")

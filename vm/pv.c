@@ -71,18 +71,24 @@ bool pv_rdmsr(struct vcpu *v, uint32_t msr, uint64_t *value)
     }
 }
 
+/* By both its ends: a record is shorter than a page. */
+static bool lies_in_ram(const struct vcpu *v, uint64_t gpa, unsigned size)
+{
+    return dmm_gfn_is_ram(v->vm->space, gpa_to_gfn(gpa)) && dmm_gfn_is_ram(v->vm->space, gpa_to_gfn(gpa + size - 1));
+}
+
 /* True with *gp: the record would not lie in memory. */
 bool pv_wrmsr(struct vcpu *v, uint32_t msr, uint64_t value, bool *gp)
 {
     switch (msr) {
     case MSR_KVM_WALL_CLOCK: case MSR_KVM_WALL_CLOCK_NEW:
-        if (!(*gp = !dmm_gfn_is_ram(v->vm->space, gpa_to_gfn(value)))) {
+        if (!(*gp = !lies_in_ram(v, value, sizeof(struct pvclock_wall_clock)))) {
             v->pv_wall_clock = value;
             write_wall_clock(v, value);
         }
         return true;
     case MSR_KVM_SYSTEM_TIME: case MSR_KVM_SYSTEM_TIME_NEW:
-        *gp = (value & SYSTEM_TIME_ENABLE) && ((value & 2) || !dmm_gfn_is_ram(v->vm->space, gpa_to_gfn(value)));
+        *gp = (value & SYSTEM_TIME_ENABLE) && ((value & 2) || !lies_in_ram(v, value & ~UINT64_C(3), sizeof(struct pvclock_vcpu_time)));
         if (!*gp) {
             v->pv_system_time = value;
             pv_refresh(v);

@@ -162,16 +162,21 @@ void vcpu_inject_pf(struct vcpu *v, uint64_t cr2, uint32_t error_code)
 
 /* ---- what the vCPU finds when it looks around ---------------------------------------------------------------------------------- */
 
+/* The boot processor's INIT leads to firmware (SDM 3, 9.4), which would start the machine anew; ours is the loader. */
 static void take_init(struct vcpu *v)
 {
+    if (v->id == 0) {
+        vm_request_reset(v->vm, "INIT to the boot processor");
+        return;
+    }
     hvm()->vcpu_reset(v);
     vm_platform()->vcpu_reset(v);
     memset(v->len_cache, 0, sizeof(v->len_cache));
     v->irq_window = false;
     v->cr8_seen = 0;
     v->nmi_pending = false;
-    v->wait_for_sipi = v->id != 0; /* the boot processor starts at the reset vector (SDM 3, 9.4) */
-    v->state = v->wait_for_sipi ? VCPU_OFFLINE : VCPU_RUNNABLE;
+    v->wait_for_sipi = true;
+    v->state = VCPU_OFFLINE;
 }
 
 static void take_sipi(struct vcpu *v)

@@ -88,6 +88,35 @@ static bool msrs(void)
     return true;
 }
 
+/* ---- the paravirtual clock --------------------------------------------------------------------------------------------------------- */
+
+/* Its records may be put anywhere; where there is no memory for a whole one it must be #GP, and nothing else may be written. */
+static bool pvclock(void)
+{
+    enum { WALL = 0x4b564d00, SYSTEM = 0x4b564d01 };
+    static uint8_t page[4096] __attribute__((aligned(4096)));
+    uint64_t ram_end = RAM_END;
+    if (cpuid(0x40000000, 0).b != 0x4b4d564b)
+        return failed("pvclock: no KVM leaves");
+    for (uint64_t n = 0; n < count; n++) {
+        unsigned offset = 64 + (unsigned)rnd_below(4096 - 128);
+        memset(page, 0x5a, sizeof(page));
+        int vector = try_wrmsr(SYSTEM, ((uint64_t)page + (offset & ~3u)) | 1);
+        for (unsigned at = 0; at < 4096; at++)
+            if (vector != -1 || (page[at] != 0x5a && (at < (offset & ~3u) || at >= (offset & ~3u) + 32)))
+                return failed("pvclock: record at %x: vector %d, byte %x is %02x", offset, vector, at, page[at]);
+        vector = try_wrmsr(WALL, (uint64_t)page + offset);
+        if (vector != -1)
+            return failed("pvclock: wall clock at %x: vector %d", offset, vector);
+        uint64_t beyond = rnd_below(2) ? ram_end + (rnd_value() & 0xffff000) : rnd_value() | BIT(40);
+        int a = try_wrmsr(SYSTEM, (beyond & ~UINT64_C(3)) | 1), b = try_wrmsr(SYSTEM, (ram_end - 4 * (1 + rnd_below(7))) | 1);
+        int c = try_wrmsr(WALL, beyond), d = try_wrmsr(WALL, ram_end - 1 - rnd_below(11)), e = try_wrmsr(SYSTEM, (ram_end - 32) | 1);
+        if (a != VEC_GP || b != VEC_GP || c != VEC_GP || d != VEC_GP || e != -1)
+            return failed("pvclock: records outside memory, %lx: vectors %d %d %d %d %d", beyond, a, b, c, d, e);
+    }
+    return try_wrmsr(SYSTEM, 0) == -1 || failed("pvclock: cannot be turned off");
+}
+
 /* ---- control and debug registers ------------------------------------------------------------------------------------------------ */
 
 /* Each write is foretold from the manual's rules and from CPUID, tried, read back and undone. */
@@ -326,4 +355,4 @@ static bool virt(void)
     return true;
 }
 
-const struct mode cpu_modes[] = {{"cpuid", cpuid_mode, 2000}, {"msrs", msrs, 20000}, {"crs", crs, 9000}, {"virt", virt, 4000}, {}};
+const struct mode cpu_modes[] = {{"cpuid", cpuid_mode, 2000}, {"msrs", msrs, 20000}, {"pvclock", pvclock, 300}, {"crs", crs, 9000}, {"virt", virt, 4000}, {}};

@@ -59,14 +59,15 @@ static bool set_bits(struct vcpu *v, const struct walk_mode *m, struct walk_entr
     return done;
 }
 
-/* Bits that must be zero; `leaf` a large page. The PDPTEs of PAE have their own. */
+/* Bits that must be zero; `leaf` a large page. The PDPTEs of PAE have their own; bit 5 is one too, but CPUs in software set it as the
+ * accessed bit that it is elsewhere. */
 static bool reserved_bits(const struct walk_mode *m, unsigned level, uint64_t e, bool leaf)
 {
     uint64_t high = GENMASK64(51, 0) & ~((UINT64_C(1) << cpu_info()->phys_bits) - 1);
     if (m->entry_bytes == 4)
         return leaf && level == 2 && (e & GENMASK64(21, 21));
     if (m->levels == 3 && level == 3)
-        return e & (high | GENMASK64(63, 52) | GENMASK64(2, 1) | GENMASK64(8, 5));
+        return e & (high | GENMASK64(63, 52) | GENMASK64(2, 1) | GENMASK64(8, 6));
     if ((e & high) || (!m->nx && (e & PTE_NX_BIT)) || (m->levels == 3 && (e & GENMASK64(62, 52))))
         return true;
     if (level == 4)

@@ -96,7 +96,7 @@ static bool land(struct trap_frame *f)
 
 /* ---- modes ------------------------------------------------------------------------------------------------------------------- */
 
-static const struct mode *const groups[] = {io_modes, cpu_modes, memory_modes, interrupt_modes, garbage_modes, end_modes};
+static const struct mode *const groups[] = {io_modes, cpu_modes, memory_modes, interrupt_modes, garbage_modes, real_modes, end_modes};
 
 static const struct mode *find_mode(void)
 {

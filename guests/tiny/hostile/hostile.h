@@ -9,7 +9,8 @@ struct mode {
     bool (*run)(void); /* false: a wrong result, told with failed() */
     uint64_t count;    /* rounds unless `count=` says otherwise */
 };
-extern const struct mode io_modes[], cpu_modes[], memory_modes[], interrupt_modes[], garbage_modes[], end_modes[]; /* each ends with a name of NULL */
+/* Each ends with a name of NULL. */
+extern const struct mode io_modes[], cpu_modes[], memory_modes[], interrupt_modes[], garbage_modes[], real_modes[], end_modes[];
 
 extern uint64_t seed, count;
 uint64_t rnd(void);

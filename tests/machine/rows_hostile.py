@@ -55,6 +55,44 @@ def hostile_cpu(bench):
     survives(bench, ("cpuid", "msrs", "crs", "virt"))
 
 
+@row("hostile-interrupts", timeout=200, backends=("svm",))
+def hostile_interrupts(bench):
+    """Storms of interrupts and exceptions, and interrupt controllers and timers programmed with nonsense."""
+    survives(bench, ("intstorm", "irqflood", "apic", "pic"))
+
+
+@row("hostile-garbage", timeout=200, backends=("svm",))
+def hostile_garbage(bench):
+    """Random bytes executed, with handlers that go on elsewhere; clock records in bad places."""
+    survives(bench, ("garbage", "pvclock"))
+    m = bench.machine
+    for seed in (1, 2, 3): # in ring 0 it may do anything to itself: end with any code, or hang
+        name = f"ring0-{seed}"
+        create(m, name, "hostile.elf", f"mode=garbage0 seed={seed}")
+        m.vm_until(name, lambda v: v["state"] == "stopped" or v["vcpus"][0]["exits"] > 5000, 90, f"{name} ended, or has run a while")
+        m.json(f"vm destroy {name}")
+    check_witness(m)
+
+
+@row("hostile-real", timeout=200, backends=("svm",))
+def hostile_real(bench):
+    """16-bit code that exits, paging of two and three levels, virtual-8086 mode, task switches."""
+    survives(bench, ("realmode", "vm86", "tasks"))
+
+
+@row("hostile-outside", timeout=150)
+def hostile_outside(bench):
+    """Page tables, stacks, descriptor tables outside memory, instructions not emulated, endless faults: the VM stops and says why."""
+    m = boot(bench)
+    for mode in ("walk-hole", "walk-mmio", "walk-far", "walk-string", "stack-hole", "stack-mmio", "stack-call", "idt-hole", "gdt-mmio",
+                 "unemulated", "fault-loop"):
+        create(m, mode, "hostile.elf", f"mode={mode}")
+        v = m.vm_stopped(mode, 60)
+        require("rip=0x" in v["reason"] and v["exit_code"] is None, f"{mode}: {v['reason']}, code {v['exit_code']}")
+        m.json(f"vm destroy {mode}")
+    check_witness(m)
+
+
 @row("hostile-ends", timeout=150)
 def hostile_ends(bench):
     """Guests that end or hang themselves: each shows why, and all can be destroyed."""

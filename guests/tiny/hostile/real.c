@@ -10,8 +10,8 @@ extern char rm_start[], rm_end[], rm_results[], rm_fault0[], rm_fault6[], rm_fau
 void real_mode(void);
 
 /* Results, by number. */
-enum { R_INT60, R_DIV, R_UD, R_GP, R_INT3, R_IN8, R_IN16, R_IN32, R_IN32_HIGH, R_CPUID, R_CPUID_HIGH, R_MSW, R_LAPIC, R_LAPIC_HIGH, R_HOLE, R_A20, R_INS, R_OUTS_SI,
-       R_IRQ, R_MSR, R_MSR_HIGH, R_VMMCALL, R_WRAP, R_SP, R_MOVS, R_CR0, R_COUNT };
+enum { R_INT60, R_DIV, R_UD, R_GP, R_INT3, R_IN8, R_IN16, R_IN32, R_IN32_HIGH, R_CPUID, R_CPUID_HIGH, R_MSW, R_LAPIC, R_LAPIC_HIGH,
+       R_HOLE, R_A20, R_INS, R_OUTS_SI, R_IRQ, R_MSR, R_MSR_HIGH, R_VMMCALL, R_WRAP, R_SP, R_MOVS, R_CR0, R_COUNT };
 
 asm(".pushsection .text; .globl real_mode; real_mode:\n"
     "push %rbx; push %rbp; push %r12; push %r13; push %r14; push %r15\n"

@@ -41,7 +41,7 @@ all: $(OUT)/palimpsest.elf $(OUT)/BOOTX64.EFI $(OUT)/palimpsest.mb2
 # vmx/ joins the image when it is complete
 HV_DIRS := lib x86 core mm mm/dmm policies drivers vm svm vmx vdev
 HV_C    := $(filter-out %/asm_offsets.c,$(foreach d,$(HV_DIRS),$(sort $(wildcard $(d)/*.c))))
-HV_ASM  := boot/entry.asm $(foreach d,$(HV_DIRS),$(sort $(wildcard $(d)/*.asm)))
+HV_ASM  := boot/entry.asm boot/trampoline.asm $(foreach d,$(HV_DIRS),$(sort $(wildcard $(d)/*.asm)))
 HV_OBJ  := $(HV_C:%.c=$(OUT)/obj/%.o) $(HV_ASM:%.asm=$(OUT)/obj/%.asm.o)
 .SECONDARY:
 OFFSETS := $(patsubst %.c,$(OUT)/gen/%.inc,$(foreach d,$(HV_DIRS),$(wildcard $(d)/asm_offsets.c)))

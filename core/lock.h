@@ -22,6 +22,7 @@ enum lock_rank { /* taken in ascending order */
     LOCK_RANK_VMAP,        /* mm: map of the virtual region */
     LOCK_RANK_HOSTMAP,     /* mm: our page tables (their pages come from the frame allocator) */
     LOCK_RANK_FRAME,       /* mm/dmm: frame allocator slow path */
+    LOCK_RANK_IPI,         /* core: calls on other CPUs; waits with interrupts on */
     /* From here on: taken in interrupt handlers too, so above everything that is held with interrupts on. */
     LOCK_RANK_VDEV,        /* vdev/: one VM's device models */
     LOCK_RANK_VIRQ,        /* vdev/: interrupt controllers (below devices: devices raise lines) */

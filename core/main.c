@@ -7,11 +7,13 @@
  */
 #include "core/cmd_core.h"
 #include "core/console.h"
+#include "core/ipi.h"
 #include "core/log.h"
 #include "core/panic.h"
 #include "core/thread.h"
 #include "drivers/init.h"
 #include "drivers/power.h"
+#include "drivers/smp.h"
 #include "drivers/uart.h"
 #include "include/abi/boot_info.h"
 #include "include/hv/dmm.h"
@@ -77,6 +79,7 @@ static void start_console_output(const struct boot_info *bi)
 static void init_memory(void)
 {
     early_init(&boot_info);
+    smp_reserve_low_memory();
     hostmap_init(&boot_info);
     cpu_init_this();
     frame_init(&boot_info);
@@ -120,6 +123,13 @@ static const struct hvm_ops *choose_backend(void)
     return NULL;
 }
 
+static const struct hvm_ops *hvm_of_cpus;
+
+static bool cpu_ready(const char **why) { return !hvm_of_cpus || hvm_of_cpus->cpu_enable(why); }
+
+static void no_operation(void *arg UNUSED) {}
+static void cpu_barrier(void) { cpu_call_others(no_operation, NULL); } /* an interrupt orders everything before it */
+
 static void start_configured_vm(const struct config_vm *cfg)
 {
     char name[CONFIG_NAME_MAX], why[160];
@@ -138,6 +148,9 @@ static void boot_thread_main(void *arg UNUSED)
     const struct hvm_ops *ops = choose_backend();
     struct config *config = kzalloc(sizeof(*config));
     struct config_error err = {0};
+    hvm_of_cpus = ops;
+    dmm_set_cpu_barrier(cpu_barrier);
+    smp_start_all(cpu_ready);
     if (ops) {
         vm_init(ops, &boot_info);
         vm_set_platform(&vdev_platform_ops);
@@ -168,6 +181,7 @@ NORETURN void core_main(struct boot_info *loader_bi)
     init_memory();
     drivers_init(&boot_info);
     sched_init();
+    ipi_init();
     cmd_core_init(&boot_info, &power_ops);
     demand_policy_init();
     start_thread(&zero_thread, "zero", THREAD_PRIO_IDLE, dmm_zero_thread, NULL);

@@ -4,7 +4,8 @@
  * deadline changes.
  *
  * The list's lock is dropped around each callback, so that a callback may arm timers and take locks of any rank above those of
- * interrupt handlers. `running` names the timer whose callback is being run, for timer_cancel() on another CPU to wait for.
+ * interrupt handlers. `running` names the timer whose callback is being run, for timer_cancel() on another CPU to wait for. A timer
+ * is on the list of the CPU that armed it last; which one that is can change until that list's lock is held.
  */
 #include "core/log.h"
 #include "core/sched.h"
@@ -20,12 +21,10 @@ struct timer_queue {
     struct timer *running;
 };
 
-static struct timer_queue queues[1]; /* one per CPU that runs */
+static struct timer_queue *queues[MAX_PCPUS];
 
-static struct timer_queue *this_queue(void)
-{
-    return &queues[cpu_id()];
-}
+static struct timer_queue *queue_of(unsigned pcpu) { return __atomic_load_n(&queues[pcpu], __ATOMIC_ACQUIRE); }
+static struct timer_queue *this_queue(void) { return queue_of(cpu_id()); }
 
 /* Interrupts off. */
 static void program(struct timer_queue *q, uint64_t deadline_ns)
@@ -62,14 +61,35 @@ void timer_init(struct timer *t, void (*fn)(struct timer *), void *arg)
     list_init(&t->node);
 }
 
+/* Takes the timer off its list, whose CPU it returns; *running: its callback is being run there. Interrupts off. */
+static struct timer_queue *unlink(struct timer *t, bool *running)
+{
+    for (;;) {
+        unsigned pcpu = __atomic_load_n(&t->pcpu, __ATOMIC_ACQUIRE);
+        struct timer_queue *q = queue_of(pcpu);
+        spin_lock(&q->lock);
+        bool same = t->pcpu == pcpu;
+        if (same) {
+            list_del(&t->node);
+            t->armed = false;
+            /* The hardware keeps its deadline: a spurious expiry is cheaper than programming it twice. */
+            *running = pcpu != cpu_id() && q->running == t;
+        }
+        spin_unlock(&q->lock);
+        if (same)
+            return q;
+    }
+}
+
+/* Does not wait for a callback on another CPU, which may want a lock that our caller holds: if it arms the timer too, one of the two wins. */
 void timer_arm(struct timer *t, uint64_t deadline_ns)
 {
     uint64_t flags = irq_save();
     struct timer_queue *q = this_queue();
-    if (t->armed && t->pcpu != cpu_id())
-        timer_cancel(t);
+    bool running;
+    if (t->armed)
+        unlink(t, &running);
     spin_lock(&q->lock);
-    list_del(&t->node);
     t->deadline_ns = deadline_ns;
     t->pcpu = cpu_id();
     t->armed = true;
@@ -88,15 +108,14 @@ void timer_arm(struct timer *t, uint64_t deadline_ns)
 
 void timer_cancel(struct timer *t)
 {
-    struct timer_queue *q = &queues[t->pcpu];
-    uint64_t flags = spin_lock_irqsave(&q->lock);
-    list_del(&t->node);
-    t->armed = false;
-    /* The hardware keeps its deadline: a spurious expiry is cheaper than programming it twice. */
-    bool elsewhere = t->pcpu != cpu_id();
-    spin_unlock_irqrestore(&q->lock, flags);
-    while (elsewhere && __atomic_load_n(&q->running, __ATOMIC_ACQUIRE) == t)
-        cpu_pause();
+    bool running = true;
+    while (running) { /* once more, if the callback was running: it may have armed the timer again */
+        uint64_t flags = irq_save();
+        struct timer_queue *q = unlink(t, &running);
+        irq_restore(flags);
+        while (running && __atomic_load_n(&q->running, __ATOMIC_ACQUIRE) == t)
+            cpu_pause();
+    }
 }
 
 static void expire(void)
@@ -125,11 +144,14 @@ static void expire(void)
             list_first(&q->list, struct timer, node)->deadline_ns) : next);
 }
 
-void timer_init_this_cpu(void)
+size_t timer_cpu_bytes(void) { return sizeof(struct timer_queue); }
+
+void timer_init_this_cpu(void *memory)
 {
-    struct timer_queue *q = this_queue();
+    struct timer_queue *q = memory;
     spin_init(&q->lock, LOCK_RANK_TIMER, "timers");
     list_init(&q->list);
     q->armed_ns = UINT64_MAX;
+    __atomic_store_n(&queues[cpu_id()], q, __ATOMIC_RELEASE);
     lapic_timer_set_handler(expire);
 }

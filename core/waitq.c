@@ -4,8 +4,9 @@
  * condition, or late enough to find it on the queue. Woken threads look again: a wake-up is a hint, the condition is
  * the truth.
  *
- * A timeout is a timer that wakes this one thread; the state change RUNNING -> BLOCKED -> RUNNABLE arbitrates between the two
- * wakers, under the run queue's lock.
+ * A timeout is a timer that wakes this one thread; the compare-and-swap BLOCKED -> RUNNABLE arbitrates between the two wakers. The thread
+ * may have moved away from the CPU whose timer it is: the flag is set before the state is looked at there, and the state before the
+ * flag here, so one of the two sees the other (tests/model/sleep_wake.pml).
  */
 #include "core/log.h"
 #include "core/sched.h"
@@ -21,7 +22,7 @@ void waitq_init(struct waitq *q)
 static void on_timeout(struct timer *timer)
 {
     struct thread *t = timer->arg;
-    t->timed_out = true;
+    __atomic_store_n(&t->timed_out, true, __ATOMIC_SEQ_CST);
     thread_make_runnable(t);
 }
 
@@ -45,9 +46,9 @@ enum wait_result waitq_wait(struct waitq *q, bool (*cond)(void *), void *arg, ui
         }
         list_add_tail(&q->waiters, &t->wait_node);
         t->waiting_on = q;
-        t->state = THREAD_BLOCKED;
-        if (timed && t->timed_out) /* it fired between the check and BLOCKED, and found nobody to wake */
-            t->state = THREAD_RUNNING;
+        __atomic_store_n(&t->state, THREAD_BLOCKED, __ATOMIC_SEQ_CST);
+        if (timed && t->timed_out) /* it fired between the check and BLOCKED, and may have found nobody to wake */
+            thread_make_runnable(t);
         spin_unlock_irqrestore(&q->lock, flags);
         thread_block_current();
         flags = spin_lock_irqsave(&q->lock);
@@ -60,9 +61,8 @@ enum wait_result waitq_wait(struct waitq *q, bool (*cond)(void *), void *arg, ui
     return result;
 }
 
-static void wake(struct waitq *q, bool all)
+static void wake_locked(struct waitq *q, bool all)
 {
-    uint64_t flags = spin_lock_irqsave(&q->lock);
     while (!list_empty(&q->waiters)) {
         struct thread *t = list_first(&q->waiters, struct thread, wait_node);
         list_del(&t->wait_node);
@@ -70,7 +70,18 @@ static void wake(struct waitq *q, bool all)
         if (!all)
             break;
     }
+}
+
+static void wake(struct waitq *q, bool all)
+{
+    uint64_t flags = spin_lock_irqsave(&q->lock);
+    wake_locked(q, all);
     spin_unlock_irqrestore(&q->lock, flags);
+}
+
+void waitq_wake_all_locked(struct waitq *q)
+{
+    wake_locked(q, true);
 }
 
 void waitq_wake_all(struct waitq *q)

@@ -112,6 +112,8 @@ static void init_serial_irq(void)
         log_error("uart: interrupt %u cannot be routed: no console input", uart_isa_irq());
 }
 
+void drivers_init_cpu(void) { set_nmi_inputs(&acpi()->madt); }
+
 void drivers_init(const struct boot_info *bi)
 {
     fbcon_remap(map_mmio);

@@ -22,6 +22,8 @@ struct boot_info;
 /* Before memory management; interrupts off. */
 void drivers_init_early(const struct boot_info *bi);
 /* After hostmap_init(); interrupts off. */
+/* What a further CPU's local APIC is told about the machine: on that CPU. */
+void drivers_init_cpu(void);
 void drivers_init(const struct boot_info *bi);
 /* Console output: serial port and screen. Any context; nothing is translated. */
 void drivers_console_write(const char *s, size_t len);

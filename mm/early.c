@@ -55,6 +55,26 @@ uint64_t early_alloc(uint64_t bytes, uint64_t align, enum frame_type purpose)
     return 0;
 }
 
+/* From the top: what firmware left at the bottom (its own real-mode data, as a rule) may be of use to somebody's debugger. */
+uint64_t early_alloc_low(enum frame_type purpose)
+{
+    static uint64_t low_end = MIB(1);
+    hv_assert(!sealed);
+    uint64_t best = 0;
+    for (uint32_t n = 0; n < boot->mem_count; n++) {
+        const struct boot_mem_range *r = &boot->mem[n];
+        uint64_t end = MIN(r->base + r->size, low_end);
+        if (r->type == BOOT_MEM_USABLE && end > r->base && end - PAGE_SIZE >= MAX(r->base, PAGE_SIZE))
+            best = end - PAGE_SIZE;
+    }
+    if (!best)
+        return 0;
+    low_end = best;
+    record(best, PAGE_SIZE, purpose);
+    memset(mfn_to_hva(hpa_to_mfn(best)), 0, PAGE_SIZE);
+    return best;
+}
+
 void early_for_each_taken(void (*cb)(uint64_t, uint64_t, enum frame_type, void *), void *arg)
 {
     for (unsigned i = 0; i < taken_count; i++)

@@ -12,6 +12,7 @@
  * host address space, and guests have their own tags.
  */
 #include "mm/early.h"
+#include "core/ipi.h"
 #include "core/lock.h"
 #include "core/log.h"
 #include "include/abi/boot_info.h"
@@ -122,6 +123,8 @@ void hostmap_init(const struct boot_info *bi)
     write_cr4(read_cr4() | CR4_PGE);
 }
 
+uint64_t hostmap_root_hpa(void) { return root_hpa; }
+
 bool hostmap_map(uint64_t va, uint64_t hpa, uint64_t bytes, unsigned flags)
 {
     uint64_t bits = PTE_P | PTE_G | PTE_NX | (flags & HOSTMAP_RW ? PTE_W : 0) | (flags & HOSTMAP_UC ? PTE_CACHE_UC : 0);
@@ -140,8 +143,19 @@ bool hostmap_map(uint64_t va, uint64_t hpa, uint64_t bytes, unsigned flags)
     return done == bytes;
 }
 
+struct range { uint64_t va, end; };
+
+/* On another CPU. */
+static void forget(void *arg)
+{
+    const struct range *r = arg;
+    for (uint64_t va = r->va; va < r->end; va += PAGE_SIZE)
+        invlpg((const void *)va);
+}
+
 void hostmap_unmap(uint64_t va, uint64_t bytes)
 {
+    struct range gone = {va, va + bytes};
     spin_lock(&map_lock);
     for (uint64_t end = va + bytes; va < end; va += PAGE_SIZE) {
         uint64_t *e = entry_at(va, 1, false);
@@ -150,6 +164,7 @@ void hostmap_unmap(uint64_t va, uint64_t bytes)
         invlpg((const void *)va);
     }
     spin_unlock(&map_lock);
+    cpu_call_others(forget, &gone);
 }
 
 uint64_t hostmap_lookup(uint64_t va)

@@ -18,6 +18,7 @@
 
 #define VMAP_BASE 0xffffc00000000000
 #define VMAP_SLOTS (GIB(1) / PAGE_SIZE)
+#define UNBACK_BATCH UINT64_C(64)
 
 static uint64_t slot_taken[VMAP_SLOTS / 64];
 static uint64_t hint;
@@ -78,10 +79,14 @@ bool vmap_contains(const void *p)
 
 static void unback(uint64_t va, uint64_t pages)
 {
-    for (uint64_t i = 0; i < pages; i++) {
-        mfn_t m = hpa_to_mfn(hostmap_lookup(va + i * PAGE_SIZE));
-        hostmap_unmap(va + i * PAGE_SIZE, PAGE_SIZE);
-        frame_free(m, 0);
+    mfn_t batch[UNBACK_BATCH];
+    for (uint64_t done = 0, n; done < pages; done += n) { /* a frame goes only after every CPU has forgotten it */
+        n = MIN(pages - done, UNBACK_BATCH);
+        for (uint64_t i = 0; i < n; i++)
+            batch[i] = hpa_to_mfn(hostmap_lookup(va + (done + i) * PAGE_SIZE));
+        hostmap_unmap(va + done * PAGE_SIZE, n * PAGE_SIZE);
+        for (uint64_t i = 0; i < n; i++)
+            frame_free(batch[i], 0);
     }
 }
 

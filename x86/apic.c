@@ -182,12 +182,22 @@ static uint64_t measure_timer_hz(void)
     return mul_div64(count0 - count1, tsc_khz() * 1000, tsc1 - tsc0);
 }
 
+void lapic_timer_init_this(void)
+{
+    if (deadline_mode) {
+        reg_write(LAPIC_LVT_TIMER, (uint32_t)LVT_TIMER_TSC_DEADLINE | VECTOR_LAPIC_TIMER);
+        mfence(); /* Intel SDM 3, 11.5.4.1: orders the mapped write before the first deadline */
+        return;
+    }
+    reg_write(LAPIC_TIMER_DIVIDE, TIMER_DIVIDE_BY_16);
+    reg_write(LAPIC_LVT_TIMER, (uint32_t)LVT_TIMER_ONESHOT | VECTOR_LAPIC_TIMER);
+}
+
 bool lapic_timer_init(void)
 {
     deadline_mode = cpu_has(CPUID_TSC_DEADLINE);
     if (deadline_mode) {
-        reg_write(LAPIC_LVT_TIMER, (uint32_t)LVT_TIMER_TSC_DEADLINE | VECTOR_LAPIC_TIMER);
-        mfence(); /* Intel SDM 3, 11.5.4.1: orders the mapped write before the first deadline */
+        lapic_timer_init_this();
         return true;
     }
     reg_write(LAPIC_TIMER_DIVIDE, TIMER_DIVIDE_BY_16);
@@ -204,7 +214,7 @@ bool lapic_timer_init(void)
     if (!timer_hz)
         return false;
     ticks_per_tsc = mul_div64(timer_hz, BIT64(32), tsc_khz() * 1000);
-    reg_write(LAPIC_LVT_TIMER, (uint32_t)LVT_TIMER_ONESHOT | VECTOR_LAPIC_TIMER);
+    lapic_timer_init_this();
     return true;
 }
 

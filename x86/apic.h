@@ -24,6 +24,8 @@ void lapic_send_command(uint32_t apic_id, uint32_t icr_low);
 /* Measures the timer's frequency against the TSC (calibrated before), or finds TSC deadline mode. False: it does not run. */
 bool lapic_timer_init(void);
 /* Called in interrupt context (interrupts off) at each expiry, on the CPU that armed it. */
+/* The same on a further CPU. */
+void lapic_timer_init_this(void);
 void lapic_timer_set_handler(void (*fn)(void));
 /* One shot at or after that TSC value on this CPU; replaces what was armed. A deadline in the past fires at once; a very
  * far one may fire early (32-bit counter): the handler looks at the time and arms again. Interrupts off or pinned. */

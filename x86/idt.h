@@ -15,7 +15,8 @@ enum exception_vector {
 #define VECTOR_DYNAMIC_FIRST 0x30
 #define VECTOR_DYNAMIC_LAST 0xef
 #define VECTOR_LAPIC_TIMER 0xf0
-#define VECTOR_IPI_KICK 0xf1     /* does nothing but end a guest's run or a halt */
+#define VECTOR_IPI_KICK 0xf1     /* ends a guest's run or a halt: look around */
+#define VECTOR_IPI_CALL 0xf2     /* core/ipi.c */
 #define VECTOR_LAPIC_ERROR 0xfe
 #define VECTOR_LAPIC_SPURIOUS 0xff
 

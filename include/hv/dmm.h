@@ -165,5 +165,7 @@ void dmm_for_each_space(bool (*cb)(struct dmm_space *s, void *arg), void *arg);
 const char *dmm_space_name(const struct dmm_space *s);
 uint32_t dmm_space_vm_id(const struct dmm_space *s);
 void dmm_init(void);
+/* How to have every other CPU see our stores, once there are others; it interrupts them. */
+void dmm_set_cpu_barrier(void (*fn)(void));
 
 #endif

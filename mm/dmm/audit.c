@@ -67,6 +67,8 @@ void dmm_gate_wait(struct frame_cpu *c)
     }
 }
 
+void dmm_set_cpu_barrier(void (*fn)(void)) { dmm_cpu_barrier = fn; }
+
 static void close_gate(void)
 {
     hv_assert(!frame_cpu()->inside);

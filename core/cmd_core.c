@@ -57,6 +57,14 @@ static void show_cpu_line(const char *key, const char *value, void *arg)
         con_printf("%-16s %s\n", key, value);
 }
 
+static unsigned online_cpus(void)
+{
+    unsigned count = 0;
+    for (unsigned n = 0; n < cpu_count(); n++)
+        count += sched_cpu_online(n);
+    return count;
+}
+
 static enum cmd_result cmd_cpu(struct cmd_ctx *c)
 {
     if (c->want_json)
@@ -64,11 +72,11 @@ static enum cmd_result cmd_cpu(struct cmd_ctx *c)
     cpu_describe(show_cpu_line, c);
     if (c->want_json) {
         json_kv_u64(c->json, "tsc_khz", time_tsc_khz());
-        json_kv_u64(c->json, "online", cpu_count());
+        json_kv_u64(c->json, "online", online_cpus());
         json_object_end(c->json);
     } else {
         con_printf("%-16s %lu.%03lu MHz\n", "TSC", time_tsc_khz() / 1000, time_tsc_khz() % 1000);
-        con_printf("%-16s %u\n", "CPUs in use", cpu_count());
+        con_printf("%-16s %u\n", "CPUs in use", online_cpus());
     }
     return CMD_OK;
 }
@@ -122,7 +130,7 @@ static void complete_log(int argn, char **argv, void (*add)(const char *, void *
 CONSOLE_COMMAND_C(log, cmd_log, "log [-j] | log level error|warn|info|debug",
                   "the log since boot (64 KiB are kept, of all levels)\n`log level` sets what is shown as it happens", complete_log);
 
-static const char *const state_names[] = {"new", "ready", "running", "blocked", "dead"};
+static const char *const state_names[] = {"new", "ready", "running", "blocked", "capped", "dead"};
 static const char *const prio_names[] = {"idle", "vcpu", "policy", "console"};
 
 struct thread_row { char name[24]; enum thread_prio prio; enum thread_state state; unsigned pcpu; uint64_t run_ns, switches; };
@@ -137,7 +145,9 @@ static bool take_thread_row(struct thread *t, void *arg)
         return true;
     }
     struct thread_row *r = &rows->row[rows->count++];
-    *r = (struct thread_row){.prio = t->prio, .state = t->state, .pcpu = t->pcpu, .run_ns = t->run_ns, .switches = t->switches};
+    uint64_t wait_ns;
+    *r = (struct thread_row){.prio = t->prio, .state = t->state, .pcpu = t->pcpu, .switches = t->switches};
+    thread_times(t, &r->run_ns, &wait_ns);
     str_copy(r->name, sizeof(r->name), t->name);
     return true;
 }

@@ -3,15 +3,19 @@
  *
  * One call at a time for the whole machine: these are rare, and a queue per CPU would be more to get wrong. Whoever waits, for its turn or for the
  * answers, does so with interrupts on, so two CPUs that call each other both answer. A CPU in a guest leaves it for the interrupt.
+ * An answer that takes long is asked for again: CPUs in software lose an interrupt now and then.
  */
 #include "core/ipi.h"
 #include "core/lock.h"
 #include "core/log.h"
 #include "core/thread.h"
+#include "core/time.h"
 #include "x86/apic.h"
 #include "x86/cpu.h"
 #include "x86/idt.h"
 #include "x86/percpu.h"
+
+#define ASK_AGAIN_NS UINT64_C(10000000)
 
 static struct {
     struct spinlock lock;
@@ -50,8 +54,15 @@ static void begin(void (*fn)(void *), void *arg)
 
 static void end(void)
 {
-    while (__atomic_load_n(&call.pending, __ATOMIC_ACQUIRE))
-        cpu_pause();
+    uint64_t asked_ns = time_ns();
+    for (; __atomic_load_n(&call.pending, __ATOMIC_ACQUIRE); cpu_pause()) {
+        if (time_ns() - asked_ns < ASK_AGAIN_NS)
+            continue;
+        for (unsigned n = 0; n < cpu_count(); n++)
+            if (call.wanted[n])
+                lapic_send_ipi(percpu_of(n)->apic_id, VECTOR_IPI_CALL);
+        asked_ns = time_ns();
+    }
     spin_unlock(&call.lock);
 }
 

@@ -27,6 +27,7 @@ enum lock_rank { /* taken in ascending order */
     LOCK_RANK_VDEV,        /* vdev/: one VM's device models */
     LOCK_RANK_VIRQ,        /* vdev/: interrupt controllers (below devices: devices raise lines) */
     LOCK_RANK_WAITQ,       /* core: wait queues */
+    LOCK_RANK_THREADS,     /* core: the list of all threads */
     LOCK_RANK_SCHED,       /* core: run queues */
     LOCK_RANK_TIMER,       /* core: timer queues */
     LOCK_RANK_CONSOLE,     /* core: console input, guest console rings */

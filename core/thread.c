@@ -23,7 +23,7 @@
 #include "x86/percpu.h"
 
 static struct run_queue boot_queue;
-static struct spinlock all_lock = SPINLOCK_INIT(LOCK_RANK_SCHED, "threads");
+static struct spinlock all_lock = SPINLOCK_INIT(LOCK_RANK_THREADS, "threads");
 static struct list_head all_threads = LIST_INIT(all_threads);
 
 void thread_switch(uint64_t *save_rsp, uint64_t load_rsp);

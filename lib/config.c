@@ -37,6 +37,8 @@ void config_vm_defaults(struct config_vm *vm, const char *name)
     vm->max_bytes = 0; /* until config_vm_check(): as much as memory */
     vm->vcpus = 1;
     vm->weight = 100;
+    vm->cpu_weight = 100;
+    str_copy(vm->affinity, sizeof(vm->affinity), "all");
     vm->count = 1;
     vm->autostart = true;
 }
@@ -118,11 +120,39 @@ static bool set_module(struct config_vm *vm, const char *key, const char *value,
     return true;
 }
 
-enum vm_key { KEY_MEMORY, KEY_MIN, KEY_MAX, KEY_VCPUS, KEY_WEIGHT, KEY_COUNT, KEY_AUTOSTART, KEY_DEBUG_EXIT, KEY_KERNEL, KEY_INITRD,
+bool config_affinity(const char *text, unsigned vcpu, struct cpu_set *out)
+{
+    char part[CONFIG_AFFINITY_MAX];
+    for (unsigned n = 0;; n++) {
+        const char *slash = strchr(text, '/');
+        size_t len = slash ? (size_t)(slash - text) : strlen(text);
+        if (len >= sizeof(part))
+            return false;
+        memcpy(part, text, len);
+        part[len] = 0;
+        if (n == vcpu || !slash)
+            return cpu_set_parse(out, part);
+        text = slash + 1;
+    }
+}
+
+static bool set_affinity(struct config_vm *vm, const char *key, const char *value, struct config_error *err)
+{
+    struct cpu_set set;
+    for (unsigned n = 0; n < CONFIG_MAX_VCPUS; n++)
+        if (!config_affinity(value, n, &set))
+            return fail(err, "%s: \"%.40s\" is no list of CPUs (like 0-3,5 for all vCPUs, or 0/1/2-3 for one after the other)", key, value);
+    if (!str_copy(vm->affinity, sizeof(vm->affinity), value))
+        return fail(err, "%s: longer than %d characters", key, CONFIG_AFFINITY_MAX - 1);
+    return true;
+}
+
+enum vm_key { KEY_MEMORY, KEY_MIN, KEY_MAX, KEY_VCPUS, KEY_WEIGHT, KEY_CPU_WEIGHT, KEY_CPU_CAP, KEY_AFFINITY, KEY_COUNT, KEY_AUTOSTART, KEY_DEBUG_EXIT, KEY_KERNEL, KEY_INITRD,
     KEY_CMDLINE, KEY_MODULE, KEY_NONE };
 
 static const char *const vm_key_names[] = {
     [KEY_MEMORY] = "memory", [KEY_MIN] = "min", [KEY_MAX] = "max", [KEY_VCPUS] = "vcpus", [KEY_WEIGHT] = "weight",
+    [KEY_CPU_WEIGHT] = "cpu-weight", [KEY_CPU_CAP] = "cpu-cap", [KEY_AFFINITY] = "affinity",
     [KEY_COUNT] = "count", [KEY_AUTOSTART] = "autostart", [KEY_DEBUG_EXIT] = "debug-exit", [KEY_KERNEL] = "kernel",
     [KEY_INITRD] = "initrd", [KEY_CMDLINE] = "cmdline", [KEY_MODULE] = "module",
 };
@@ -150,6 +180,9 @@ bool config_set_vm_key(struct config_vm *vm, const char *key, const char *value,
         return vm->max_bytes ? true : fail(err, "max: must be more than 0");
     case KEY_VCPUS: return set_number(&vm->vcpus, 1, CONFIG_MAX_VCPUS, key, value, err);
     case KEY_WEIGHT: return set_number(&vm->weight, 1, 10000, key, value, err);
+    case KEY_CPU_WEIGHT: return set_number(&vm->cpu_weight, 1, 10000, key, value, err);
+    case KEY_CPU_CAP: return set_number(&vm->cpu_cap, 0, 100, key, value, err);
+    case KEY_AFFINITY: return set_affinity(vm, key, value, err);
     case KEY_COUNT: return set_number(&vm->count, 1, CONFIG_MAX_COUNT, key, value, err);
     case KEY_AUTOSTART: return set_flag(&vm->autostart, key, value, err);
     case KEY_DEBUG_EXIT: return set_flag(&vm->debug_exit, key, value, err);
@@ -162,7 +195,8 @@ bool config_set_vm_key(struct config_vm *vm, const char *key, const char *value,
     case KEY_MODULE: return set_module(vm, key, value, err);
     case KEY_NONE: break;
     }
-    return fail(err, "unknown key \"%.32s\"; a VM has: memory min max vcpus weight count autostart debug-exit kernel initrd cmdline module",
+    return fail(err, "unknown key \"%.32s\"; a VM has: memory min max vcpus weight cpu-weight cpu-cap affinity count autostart debug-exit kernel "
+                "initrd cmdline module",
                 key);
 }
 

@@ -7,10 +7,12 @@
  *   [vm NAME]                     memory = 512M   vcpus = 1   kernel = FILE   initrd = FILE   cmdline = TEXT
  *                                 module = FILE [ARGS] (repeatable)   autostart = yes|no   count = N
  *                                 min = SIZE   max = SIZE   weight = N   debug-exit = yes|no
+ *                                 cpu-weight = N   cpu-cap = PERCENT   affinity = CPUS[/CPUS]...
  */
 #ifndef HV_LIB_CONFIG_H
 #define HV_LIB_CONFIG_H
 #include "include/hv/types.h"
+#include "lib/cpuset.h"
 
 #define CONFIG_NAME_MAX 32      /* VM names: [a-z A-Z 0-9 _ . -], including the NUL */
 #define CONFIG_FILE_MAX 112     /* = BOOT_NAME_MAX */
@@ -20,6 +22,7 @@
 #define CONFIG_MAX_MODULES 8
 #define CONFIG_MAX_FILES 32      /* file = : for `vm create` later */
 #define CONFIG_MAX_VCPUS 64
+#define CONFIG_AFFINITY_MAX 256
 
 struct config_module { char file[CONFIG_FILE_MAX]; char args[256]; };
 
@@ -28,6 +31,8 @@ struct config_vm {
     uint64_t memory_bytes;  /* multiple of 4 KiB, 1 MiB..; default 128M */
     uint64_t min_bytes, max_bytes; /* pool limits; default 0 and memory_bytes */
     uint32_t vcpus, weight, count; /* defaults 1, 100, 1 */
+    uint32_t cpu_weight, cpu_cap; /* of each vCPU against others'; percent of a CPU at most, 0: no limit. Defaults 100, 0 */
+    char affinity[CONFIG_AFFINITY_MAX]; /* default "all" */
     bool autostart, debug_exit; /* defaults yes, no */
     char kernel[CONFIG_FILE_MAX], initrd[CONFIG_FILE_MAX]; /* "" = none; kernel is required */
     char cmdline[CONFIG_CMDLINE_MAX];
@@ -55,6 +60,8 @@ void config_vm_defaults(struct config_vm *vm, const char *name);
 bool config_set_vm_key(struct config_vm *vm, const char *key, const char *value, struct config_error *err);
 /* Checks what only makes sense at the end (kernel given, min <= max <= memory...). */
 bool config_vm_check(const struct config_vm *vm, struct config_error *err);
+/* Where vCPU n may run: "0-3" is for all, "0/1/2-3" for one after the other, the last for all that follow. False: malformed. */
+bool config_affinity(const char *text, unsigned vcpu, struct cpu_set *out);
 bool config_name_valid(const char *name);
 /* Instance i (0..count-1): NAME if count is 1, else NAMEi. False if it does not fit. */
 bool config_instance_name(const struct config_vm *vm, uint32_t i, char *out, size_t size);

@@ -37,8 +37,11 @@ static inline void prepare_translation(struct vcpu *v, struct svm_vcpu *s, struc
     unsigned cpu = cpu_id();
     b->c.tlb_control = SVM_TLB_KEEP;
     if (unlikely(s->cpu != cpu || s->asid_generation != c->asid_generation || v->flush_gen_seen != generation)) {
-        if (s->cpu != cpu)
-            s->clean = 0; /* clean bits speak of what this very CPU cached */
+        if (s->cpu != cpu) { /* what this very CPU has cached may be of long ago */
+            s->clean = 0;
+            if (c->dr_owner == v)
+                c->dr_owner = NULL;
+        }
         s->cpu = cpu;
         s->host_vmcb_hpa = c->host_vmcb_hpa;
         b->c.n_cr3 = dmm_space_root_hpa(v->vm->space);

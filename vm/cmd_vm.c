@@ -83,6 +83,11 @@ static void json_vcpus(struct json_writer *w, struct vm *vm)
         json_object_begin(w);
         json_kv_string(w, "state", vcpu_state_name(vm->vcpus[n]->state));
         json_kv_u64(w, "exits", exits_of(vm->vcpus[n]));
+        json_kv_u64(w, "pcpu", vm->vcpus[n]->thread.pcpu);
+        uint64_t run_ns, steal_ns;
+        thread_times(&vm->vcpus[n]->thread, &run_ns, &steal_ns);
+        json_kv_u64(w, "run_ns", run_ns);
+        json_kv_u64(w, "steal_ns", steal_ns);
         json_object_end(w);
     }
     json_array_end(w);
@@ -354,6 +359,39 @@ static enum cmd_result console(struct cmd_ctx *c, struct vm *vm)
 
 /* ---- the command ----------------------------------------------------------------------------------------------------------------------- */
 
+/* vm set NAME key=value...: what may change while it runs. All or nothing. */
+static enum cmd_result set(struct cmd_ctx *c)
+{
+    static const char *const settable[] = {"affinity", "cpu-weight", "cpu-cap"};
+    static struct config_vm cfg; /* one console thread */
+    char why[WHY_MAX];
+    struct config_error err = {0};
+    if (c->argc < 4)
+        return CMD_USAGE;
+    struct vm *vm = vm_find(c->argv[2]);
+    if (!vm)
+        return cmd_error(c, "there is no VM of the name %s", c->argv[2]);
+    cfg = vm->config;
+    for (int n = 3; n < c->argc; n++) {
+        char *value = strchr(c->argv[n], '=');
+        bool known = false;
+        if (!value)
+            return cmd_error(c, "\"%.60s\" is not key=value", c->argv[n]);
+        *value++ = 0;
+        for (size_t k = 0; k < ARRAY_SIZE(settable); k++)
+            known |= !strcmp(c->argv[n], settable[k]);
+        if (!known)
+            return cmd_error(c, "%.40s can not be changed: affinity, cpu-weight and cpu-cap can", c->argv[n]);
+        if (!config_set_vm_key(&cfg, c->argv[n], value, &err))
+            return cmd_error(c, "%s", err.text);
+    }
+    if (vm_set_scheduling(vm, &cfg, why) != VM_OK)
+        return cmd_error(c, "%s", why);
+    if (c->want_json)
+        json_vm(c->json, vm);
+    return CMD_OK;
+}
+
 static const struct { const char *name; enum cmd_result (*run)(struct cmd_ctx *c, struct vm *vm); } on_one[] = {
     {"show", show}, {"start", start}, {"pause", pause}, {"resume", resume}, {"stop", stop}, {"destroy", destroy}, {"console", console},
 };
@@ -366,6 +404,8 @@ static enum cmd_result cmd_vm(struct cmd_ctx *c)
         return list(c);
     if (!strcmp(c->argv[1], "create"))
         return create(c);
+    if (!strcmp(c->argv[1], "set"))
+        return set(c);
     for (size_t n = 0; n < ARRAY_SIZE(on_one); n++) {
         if (strcmp(c->argv[1], on_one[n].name))
             continue;
@@ -392,22 +432,29 @@ static void complete_vm(int argn, char **argv, void (*add)(const char *candidate
     if (argn == 1) {
         add("list", arg);
         add("create", arg);
+        add("set", arg);
         for (size_t n = 0; n < ARRAY_SIZE(on_one); n++)
             add(on_one[n].name, arg);
     } else if (argn == 2 && strcmp(argv[1], "list") && strcmp(argv[1], "create")) {
         vm_for_each(add_name, &a);
+    } else if (!strcmp(argv[1], "set")) {
+        add("affinity=", arg);
+        add("cpu-weight=", arg);
+        add("cpu-cap=", arg);
     } else if (!strcmp(argv[1], "create")) {
         static const char *const keys[] = {"memory=", "vcpus=", "kernel=", "initrd=", "cmdline=", "module=", "autostart=", "count=", "min=",
-                                           "max=", "weight=", "debug-exit="};
+                                           "max=", "weight=", "cpu-weight=", "cpu-cap=", "affinity=", "debug-exit="};
         for (size_t n = 0; n < ARRAY_SIZE(keys); n++)
             add(keys[n], arg);
     }
 }
 
 CONSOLE_COMMAND_C(vm, cmd_vm,
-                  "vm list\nvm show NAME\nvm create NAME kernel=FILE [key=value]...\nvm start|pause|resume|stop|destroy NAME\nvm console NAME",
+                  "vm list\nvm show NAME\nvm create NAME kernel=FILE [key=value]...\nvm set NAME affinity=CPUS|cpu-weight=N|cpu-cap=PERCENT...\n"
+                  "vm start|pause|resume|stop|destroy NAME\nvm console NAME",
                   "virtual machines. create takes the keys of a [vm] section (\"cmdline=a b\" in quotes) and starts the VM unless\n"
-                  "autostart=no. stop switches it off, start boots it anew, destroy gives back everything.\n"
+                  "autostart=no. set changes where its vCPUs may run (0-3 for all, 0/1/2 for one after the other), their weight\n"
+                  "against other vCPUs and the most that each may use. stop switches it off, start boots it anew, destroy gives back everything.\n"
                   "console connects the terminal to its serial port; Ctrl-] leaves it.",
                   complete_vm);
 

@@ -20,6 +20,7 @@
 #include "x86/percpu.h"
 
 #define DR6_BS BIT64(14)
+#define ASK_AGAIN_NS UINT64_C(10000000)
 
 const char *vm_exit_kind_name(enum vm_exit_kind k)
 {
@@ -55,6 +56,24 @@ void vm_kick_all(struct vm *vm)
             vcpu_kick(vm->vcpus[n]);
 }
 
+/* It has left the guest, or entered since the generation moved: then it has forgotten. */
+static bool has_flushed(const struct vcpu *v, uint64_t generation)
+{
+    return !__atomic_load_n(&v->in_guest, __ATOMIC_SEQ_CST) || v->flush_gen_seen >= generation;
+}
+
+/* Asks again after a while: CPUs in software lose an interrupt now and then. */
+static void wait_flushed(struct vcpu *v, uint64_t generation)
+{
+    for (uint64_t asked_ns = 0; !has_flushed(v, generation); cpu_pause()) {
+        uint64_t now = time_ns();
+        if (asked_ns && now - asked_ns > ASK_AGAIN_NS)
+            interrupt_guest(v);
+        if (!asked_ns || now - asked_ns > ASK_AGAIN_NS)
+            asked_ns = now;
+    }
+}
+
 void vm_kick_for_flush(void *owner, bool wait)
 {
     struct vm *vm = owner;
@@ -64,9 +83,8 @@ void vm_kick_for_flush(void *owner, bool wait)
         if (vm->vcpus[n])
             interrupt_guest(vm->vcpus[n]);
     for (unsigned n = 0; wait && n < vm->vcpu_count; n++)
-        while (vm->vcpus[n] && vm->vcpus[n]->pcpu != cpu_id() && __atomic_load_n(&vm->vcpus[n]->in_guest, __ATOMIC_SEQ_CST) &&
-               vm->vcpus[n]->flush_gen_seen != dmm_space_flush_generation(vm->space))
-            cpu_pause();
+        if (vm->vcpus[n])
+            wait_flushed(vm->vcpus[n], dmm_space_flush_generation(vm->space));
 }
 
 /* ---- instructions that an exit has emulated --------------------------------------------------------------------------------- */

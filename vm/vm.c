@@ -361,6 +361,32 @@ static bool vcpu_create(struct vm *vm, unsigned id)
     return fpu_vcpu_init(v) && msr_vcpu_init(v) && ops->vcpu_init(v) && platform->vcpu_create(v);
 }
 
+/* False: the machine has none of the CPUs. */
+static bool apply_scheduling(struct vcpu *v, const struct config_vm *cfg)
+{
+    struct cpu_set set;
+    if (!config_affinity(cfg->affinity, v->id, &set) || !thread_set_affinity(&v->thread, &set))
+        return false;
+    thread_set_weight(&v->thread, cfg->cpu_weight);
+    thread_set_cap(&v->thread, cfg->cpu_cap);
+    return true;
+}
+
+static enum vm_result check_affinity(const struct config_vm *cfg, unsigned vcpus, char *why)
+{
+    for (unsigned n = 0; n < vcpus; n++) {
+        struct cpu_set set;
+        bool any = false;
+        if (!config_affinity(cfg->affinity, n, &set))
+            return refuse(why, VM_BAD_CONFIG, "affinity=%.60s is malformed", cfg->affinity);
+        for (unsigned cpu = 0; cpu < cpu_count(); cpu++)
+            any |= cpu_set_has(&set, cpu) && sched_cpu_online(cpu);
+        if (!any)
+            return refuse(why, VM_BAD_CONFIG, "affinity=%.60s: this machine runs on none of the CPUs for vcpu%u (see `cpu`)", cfg->affinity, n);
+    }
+    return VM_OK;
+}
+
 static bool vcpu_start_thread(struct vcpu *v)
 {
     char name[sizeof(v->thread.name)];
@@ -370,6 +396,8 @@ static bool vcpu_start_thread(struct vcpu *v)
     snprintf(name, sizeof(name), "%.16s.%u", v->vm->name, v->id);
     thread_init(&v->thread, name, THREAD_PRIO_VCPU, vcpu_thread, v, stack, VCPU_STACK_BYTES);
     v->thread.priv = v;
+    if (!apply_scheduling(v, &v->vm->config))
+        panic("vm %s: affinity %s was checked, and is refused", v->vm->name, v->vm->config.affinity);
     thread_start(&v->thread);
     return true;
 }
@@ -412,6 +440,9 @@ static enum vm_result check_config(const struct config_vm *cfg, const char *name
         return refuse(why, VM_BAD_CONFIG, "\"%.40s\" is no name for a VM: letters, digits, _ . and -, at most %u", name, CONFIG_NAME_MAX - 1);
     if (!config_vm_check(cfg, &err))
         return refuse(why, VM_BAD_CONFIG, "%.150s", err.text);
+    enum vm_result affinity = check_affinity(cfg, cfg->vcpus, why);
+    if (affinity != VM_OK)
+        return affinity;
     if (find(name))
         return refuse(why, VM_NAME_IN_USE, "there is a VM of the name %s", name);
     if (!load_find_file(boot_info, cfg->kernel))
@@ -540,6 +571,27 @@ static enum vm_result resume(struct vm *vm, char *why)
     set_state(vm, VM_RUNNING);
     vm_kick_all(vm);
     return VM_OK;
+}
+
+static enum vm_result set_scheduling(struct vm *vm, const struct config_vm *cfg, char *why)
+{
+    enum vm_result r = check_affinity(cfg, vm->vcpu_count, why);
+    if (r != VM_OK)
+        return r;
+    for (unsigned n = 0; n < vm->vcpu_count; n++)
+        apply_scheduling(vm->vcpus[n], cfg);
+    vm->config.cpu_weight = cfg->cpu_weight;
+    vm->config.cpu_cap = cfg->cpu_cap;
+    memcpy(vm->config.affinity, cfg->affinity, sizeof(vm->config.affinity));
+    return VM_OK;
+}
+
+enum vm_result vm_set_scheduling(struct vm *vm, const struct config_vm *cfg, char *why)
+{
+    command_begin();
+    enum vm_result r = set_scheduling(vm, cfg, why);
+    command_end();
+    return r;
 }
 
 static enum vm_result stop(struct vm *vm, char *why)

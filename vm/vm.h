@@ -98,6 +98,8 @@ enum vm_result vm_start(struct vm *vm, char *why);
 enum vm_result vm_pause(struct vm *vm, char *why);    /* returns when every vCPU is parked */
 enum vm_result vm_resume(struct vm *vm, char *why);
 enum vm_result vm_stop(struct vm *vm, char *why);     /* forced power-off; returns when stopped */
+/* Has the vCPUs' threads follow cpu_weight, cpu_cap and affinity of `cfg`, which become the VM's. */
+enum vm_result vm_set_scheduling(struct vm *vm, const struct config_vm *cfg, char *why);
 enum vm_result vm_destroy(struct vm *vm, char *why);  /* stops first; gives back all memory */
 struct vm *vm_find(const char *name);
 void vm_for_each(bool (*cb)(struct vm *vm, void *arg), void *arg);

@@ -42,6 +42,8 @@ static void prepare_translation(struct vcpu *v, struct vmx_vcpu *s, struct vmx_c
     uint64_t generation = dmm_space_flush_generation(v->vm->space);
     bool arrived = !s->vpid_generation;
     if (unlikely(arrived || v->flush_gen_seen != generation)) {
+        if (arrived && c->dr_owner == v) /* of long ago */
+            c->dr_owner = NULL;
         vmwrite(VMCS_EPTP, eptp_of(v));
         invept(vmx_features()->invept_type, eptp_of(v));
         v->flush_gen_seen = generation;

@@ -22,6 +22,7 @@
 #include "lib/string.h"
 #include "mm/early.h"
 #include "mm/mm.h"
+#include "policies/churn.h"
 #include "policies/demand.h"
 #include "vdev/platform.h"
 #include "vm/vm.h"
@@ -35,7 +36,7 @@ NORETURN void core_main(struct boot_info *loader_bi);
 
 static struct boot_info boot_info; /* our copy: the loader's goes back to the allocator */
 static char *config_text;
-static struct thread boot_thread, console_thread_, zero_thread;
+static struct thread boot_thread, console_thread_, zero_thread, churn_thread_;
 
 static const struct core_power_ops power_ops = {.reboot = power_reboot, .off = power_off};
 
@@ -184,7 +185,9 @@ NORETURN void core_main(struct boot_info *loader_bi)
     ipi_init();
     cmd_core_init(&boot_info, &power_ops);
     demand_policy_init();
+    churn_policy_init();
     start_thread(&zero_thread, "zero", THREAD_PRIO_IDLE, dmm_zero_thread, NULL);
+    start_thread(&churn_thread_, "churn", THREAD_PRIO_POLICY, churn_thread, NULL);
     start_thread(&boot_thread, "boot", THREAD_PRIO_POLICY, boot_thread_main, NULL);
     sched_start();
 }

@@ -147,7 +147,8 @@ static bool set_affinity(struct config_vm *vm, const char *key, const char *valu
     return true;
 }
 
-enum vm_key { KEY_MEMORY, KEY_MIN, KEY_MAX, KEY_VCPUS, KEY_WEIGHT, KEY_CPU_WEIGHT, KEY_CPU_CAP, KEY_AFFINITY, KEY_COUNT, KEY_AUTOSTART, KEY_DEBUG_EXIT, KEY_KERNEL, KEY_INITRD,
+enum vm_key { KEY_MEMORY, KEY_MIN, KEY_MAX, KEY_VCPUS, KEY_WEIGHT, KEY_CPU_WEIGHT, KEY_CPU_CAP, KEY_AFFINITY, KEY_COUNT,
+    KEY_AUTOSTART, KEY_DEBUG_EXIT, KEY_KERNEL, KEY_INITRD,
     KEY_CMDLINE, KEY_MODULE, KEY_NONE };
 
 static const char *const vm_key_names[] = {

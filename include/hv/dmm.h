@@ -122,6 +122,19 @@ enum dmm_resize_result { DMM_RESIZE_OK, DMM_RESIZE_PINNED, DMM_RESIZE_NO_MEMORY,
 enum dmm_resize_result dmm_break_large(struct dmm_space *s, gfn_t gfn);
 enum dmm_resize_result dmm_reform_large(struct dmm_space *s, gfn_t gfn);
 
+/* For policies, on a space that they have acquired. A private 4 KiB page gets another frame, the guest running on; or is write-protected until
+ * the guest writes to it (a large one: break it first). */
+enum dmm_move_result { DMM_MOVE_OK, DMM_MOVE_UNSUITABLE, DMM_MOVE_PINNED, DMM_MOVE_NO_MEMORY };
+const char *dmm_move_result_name(enum dmm_move_result r);
+enum dmm_move_result dmm_move_page(struct dmm_space *s, gfn_t gfn);
+enum dmm_move_result dmm_protect_page(struct dmm_space *s, gfn_t gfn);
+/* The space of that id (1..DMM_MAX_SPACES), kept from being cleared or destroyed until the release; NULL: there is none, or it is about to
+ * be. A policy's thread holds one at a time, and never blocks meanwhile. */
+#define DMM_MAX_SPACES 1024u
+struct dmm_space *dmm_space_acquire(unsigned id);
+void dmm_space_release(struct dmm_space *s);
+uint64_t dmm_space_end_gfn(const struct dmm_space *s); /* all its RAM is below */
+
 /* ---- guest memory from the hypervisor --------------------------------------------------------------------- */
 
 /* Makes the page a private frame of the guest (whether read or written: a pin lasts, and the guest must not copy the page away
@@ -142,7 +155,7 @@ bool dmm_peek_u64(struct dmm_space *s, uint64_t gpa, uint64_t *out);
 enum dmm_fault_cause { /* what a nested fault turned out to be; one latency histogram each */
     DMM_CAUSE_FIRST_TOUCH_4K, DMM_CAUSE_FIRST_TOUCH_4K_CLEARED, /* pre-zeroed frame / cleared in the fault */
     DMM_CAUSE_FIRST_TOUCH_2M, DMM_CAUSE_IMAGE_MAP, DMM_CAUSE_COW_IMAGE, DMM_CAUSE_COW_SHARED, DMM_CAUSE_ZERO_READ,
-    DMM_CAUSE_SPURIOUS, DMM_CAUSE_STALL, DMM_CAUSE_HOLE, DMM_CAUSE_COUNT,
+    DMM_CAUSE_SPURIOUS, DMM_CAUSE_STALL, DMM_CAUSE_MOVING, DMM_CAUSE_HOLE, DMM_CAUSE_COUNT,
 };
 const char *dmm_fault_cause_name(enum dmm_fault_cause c);
 

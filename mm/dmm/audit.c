@@ -96,7 +96,7 @@ static void check_guest_frame(struct audit *a, mfn_t m, const struct frame *f)
     unsigned level;
     p2m_entry_t e = p2m_read(p2m_leaf(r, gfn_of(f->gfn), &level));
     bool large = f->flags & FRAME_LARGE;
-    if (s->format->type_of(e, level) != P2M_RW || !mfn_eq(s->format->mfn_of(e), m) || large != (level == 2))
+    if (s->format->type_of(e, level) != (f->type == FRAME_SHARED ? P2M_SHARED_RO : P2M_RW) || !mfn_eq(s->format->mfn_of(e), m) || large != (level == 2))
         violation(a, "frame %lx: vm%u's at gfn %lx, but the entry there is %s (%lx) at level %u", (unsigned long)m.v, s->vm_id,
                   (unsigned long)f->gfn, p2m_type_name(s->format->type_of(e, level)), (unsigned long)e, level);
 }
@@ -108,7 +108,7 @@ static void check_frame(struct audit *a, mfn_t m, const struct frame *f, uint64_
         return;
     }
     a->by_type[f->type] += pages;
-    if (f->type == FRAME_GUEST)
+    if (f->type == FRAME_GUEST || f->type == FRAME_SHARED)
         check_guest_frame(a, m, f);
     if ((f->type == FRAME_P2M || f->type == FRAME_VM_STATE) && !(f->owner <= DMM_MAX_SPACES && space_of_id(f->owner)))
         violation(a, "frame %lx: %s of owner %u, who does not exist", (unsigned long)m.v, frame_type_name(f->type), f->owner);
@@ -196,6 +196,8 @@ static void check_leaf(struct audit *a, const struct dmm_space *s, gfn_t gfn, p2
              (level == 1 || IS_ALIGNED(m.v, LARGE_PAGES));
         t->large += level == 2 ? pages : 0;
         t->pinned += f->refs ? pages : 0;
+    } else if (type == P2M_SHARED_RO) {
+        ok = f->type == FRAME_SHARED && f->owner == s->id && f->gfn == gfn.v && !f->refs;
     } else if (type == P2M_IMAGE_RO) {
         ok = f->type == FRAME_BOOT_FILE;
         a->image_entries++;
@@ -257,7 +259,8 @@ static void check_space(struct audit *a, const struct dmm_space *s)
     }
     equal(a, ram, s->ram_pages, s->name, "the sum of pages by state", "the RAM declared");
     equal(a, t.entries[P2M_RW], s->frames[FRAME_GUEST], s->name, "RW pages", "private frames owned");
-    equal(a, s->charged, s->frames[FRAME_GUEST], s->name, "the pool's charge", "private frames owned");
+    equal(a, t.entries[P2M_SHARED_RO], s->frames[FRAME_SHARED], s->name, "SHARED_RO pages", "write-protected frames owned");
+    equal(a, s->charged, s->frames[FRAME_GUEST] + s->frames[FRAME_SHARED], s->name, "the pool's charge", "frames owned");
     equal(a, t.tables, s->frames[FRAME_P2M], s->name, "nested tables reached", "table frames owned");
     equal(a, t.large, s->large_pages, s->name, "pages in 2 MiB mappings", "their counter");
     equal(a, t.pinned, s->pinned_pages, s->name, "pinned pages", "their counter");

@@ -36,7 +36,7 @@ const char *dmm_fault_cause_name(enum dmm_fault_cause c)
 {
     static const char *const names[DMM_CAUSE_COUNT] = {
         "first-touch-4k", "first-touch-4k-cleared", "first-touch-2m", "image-map", "cow-image", "cow-shared", "zero-read",
-        "spurious", "stall", "hole",
+        "spurious", "stall", "moving", "hole",
     };
     return (unsigned)c < DMM_CAUSE_COUNT ? names[c] : "?";
 }
@@ -139,12 +139,6 @@ static inline __attribute__((always_inline)) struct outcome first_touch(struct d
     return touch_page(s, r, gfn, access, NULL);
 }
 
-static inline void copy_page(void *to, const void *from)
-{
-    uint64_t n = PAGE_SIZE / 8;
-    asm volatile("rep movsq" : "+D"(to), "+S"(from), "+c"(n) :: "memory");
-}
-
 /* IMAGE_RO or ZERO_RO -> a private frame with the same contents. The shared frame stays where it is: other spaces map it. */
 static struct outcome copy_on_write(struct dmm_space *s, p2m_entry_t *slot, gfn_t gfn, enum p2m_type type)
 {
@@ -165,6 +159,16 @@ static struct outcome copy_on_write(struct dmm_space *s, p2m_entry_t *slot, gfn_
     return (struct outcome){ DMM_FAULT_RETRY, type == P2M_IMAGE_RO ? DMM_CAUSE_COW_IMAGE : DMM_CAUSE_COW_SHARED, true };
 }
 
+/* A write-protected page with one user is writable again. No CPU can have a translation that lets it do more than before, but one that
+ * does not know yet faults once more. */
+static struct outcome unprotect(struct dmm_space *s, p2m_entry_t *slot)
+{
+    mfn_t m = s->format->mfn_of(p2m_read(slot));
+    frame_retype(m, FRAME_GUEST, s);
+    p2m_transition(s, slot, 1, P2M_SHARED_RO, P2M_RW, s->rw_4k + mfn_to_hpa(m));
+    return DONE(DMM_CAUSE_COW_SHARED);
+}
+
 /* Everything but the first touch of a region that has level-1 entries. */
 __attribute__((noinline)) static struct outcome resolve(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access)
 {
@@ -177,11 +181,17 @@ __attribute__((noinline)) static struct outcome resolve(struct dmm_space *s, str
     case P2M_RW:
     case P2M_IMAGE_RO:
     case P2M_ZERO_RO:
+    case P2M_SHARED_RO:
         if (s->format->permits(e, access))
             return DONE(DMM_CAUSE_SPURIOUS);
+        if (type == P2M_SHARED_RO && (access & DMM_WRITE))
+            return unprotect(s, slot);
         if (type != P2M_RW && (access & DMM_WRITE))
             return copy_on_write(s, slot, gfn, type);
         break;
+    case P2M_MOVING_OUT:
+    case P2M_MOVING_IN:
+        return (struct outcome){ DMM_FAULT_BLOCKED, DMM_CAUSE_MOVING, false };
     case P2M_HOLE:
     case P2M_MMIO:
         return (struct outcome){ DMM_FAULT_HOLE, DMM_CAUSE_HOLE, false };

@@ -136,6 +136,17 @@ static inline void frame_assign(mfn_t m, enum frame_type type, struct dmm_space 
     if (owner)
         __atomic_fetch_add(&owner->frames[type], pages, __ATOMIC_RELAXED);
 }
+/* An owned frame changes from guest memory of one kind to the other. */
+static inline void frame_retype(mfn_t m, enum frame_type type, struct dmm_space *owner)
+{
+    struct frame_cpu *c = frame_cpu();
+    struct frame *f = frame_of(m);
+    c->type_count[f->type]--;
+    c->type_count[type]++;
+    __atomic_fetch_sub(&owner->frames[f->type], 1, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&owner->frames[type], 1, __ATOMIC_RELAXED);
+    f->type = (uint8_t)type;
+}
 /* frame_alloc(0, ...) for the fault path, inside dmm_enter(): says whether the frame was zeroed beforehand, else it was cleared
  * now if flags ask for it. */
 mfn_t frame_alloc_noting(unsigned flags, enum frame_type type, struct dmm_space *owner, uint64_t gfn, bool *prezeroed);
@@ -162,6 +173,11 @@ uint64_t frame_reserve_pages(void);
 void frame_add_free(uint64_t first, uint64_t pages);
 void frame_alloc_init(uint64_t total_pages, const uint32_t *trees, uint64_t tree_count);
 void frame_cpu_setup(struct frame_cpu *c);
+static inline void copy_page(void *to, const void *from)
+{
+    uint64_t n = PAGE_SIZE / 8;
+    asm volatile("rep movsq" : "+D"(to), "+S"(from), "+c"(n) :: "memory");
+}
 static inline void clear_page(void *page)
 {
     uint64_t n = PAGE_SIZE / 8;

@@ -11,6 +11,7 @@
 #include "mm/dmm/frame.h"
 #include "mm/dmm/p2m.h"
 #include "mm/dmm/space.h"
+#include "x86/cpu.h"
 
 /* The leaf that speaks for gfn, its region locked; NULL: not RAM, nothing locked. */
 static p2m_entry_t *lock_leaf(struct dmm_space *s, gfn_t gfn, struct region **r, unsigned *level, enum p2m_type *type)
@@ -33,6 +34,15 @@ static uint8_t *leaf_hva(const struct dmm_space *s, p2m_entry_t e, unsigned leve
 }
 
 static bool is_readable(enum p2m_type t) { return t > P2M_TABLE; }
+
+/* A page that is on its way to another frame arrives without anybody else's help, and soon: no need to trouble the caller. */
+static enum dmm_fault_result fault_in(struct dmm_space *s, gfn_t gfn, unsigned access)
+{
+    enum dmm_fault_result result;
+    while ((result = dmm_fault(s, gfn, access)) == DMM_FAULT_BLOCKED)
+        cpu_pause();
+    return result;
+}
 
 /* ---- pins ------------------------------------------------------------------------------------------------------ */
 
@@ -57,7 +67,7 @@ void *dmm_pin(struct dmm_space *s, gfn_t gfn, bool write, enum dmm_fault_result 
             spin_unlock(&r->lock);
         }
         dmm_leave(outermost);
-        *why = hva ? DMM_FAULT_RETRY : dmm_fault(s, gfn, DMM_READ | DMM_WRITE);
+        *why = hva ? DMM_FAULT_RETRY : fault_in(s, gfn, DMM_READ | DMM_WRITE);
         if (hva || *why != DMM_FAULT_RETRY)
             return hva;
     }
@@ -113,7 +123,7 @@ static enum dmm_fault_result copy_in_page(struct dmm_space *s, gfn_t gfn, unsign
             return DMM_FAULT_HOLE;
         if (done)
             return DMM_FAULT_RETRY;
-        enum dmm_fault_result result = dmm_fault(s, gfn, what == COPY_READ ? DMM_READ : DMM_READ | DMM_WRITE);
+        enum dmm_fault_result result = fault_in(s, gfn, what == COPY_READ ? DMM_READ : DMM_READ | DMM_WRITE);
         if (result != DMM_FAULT_RETRY)
             return result;
     }

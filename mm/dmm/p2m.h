@@ -7,7 +7,7 @@
 /* What a change of an entry's type at one level means for translations that CPUs may hold. */
 enum p2m_change {
     P2M_CHANGE_ILLEGAL = 0,
-    P2M_CHANGE_ADDS,     /* nothing was translated before: no CPU can hold anything */
+    P2M_CHANGE_ADDS,     /* no CPU can hold a translation that is wrong now: there was none, or one that permits less */
     P2M_CHANGE_REMOVES,  /* a translation (or a table whose address CPUs may have cached) goes away */
 };
 
@@ -25,6 +25,11 @@ static const uint16_t p2m_diagram[P2M_TYPE_COUNT][P2M_TYPE_COUNT] = {
     [P2M_EMPTY][P2M_RW] = P2M_AT(P2M_LEAF, P2M_CHANGE_ADDS),                 /* first touch */
     [P2M_EMPTY][P2M_ZERO_RO] = P2M_AT(P2M_L1, P2M_CHANGE_ADDS),              /* first read */
     [P2M_EMPTY][P2M_IMAGE_RO] = P2M_AT(P2M_L1, P2M_CHANGE_ADDS),             /* boot file */
+    [P2M_RW][P2M_MOVING_OUT] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),           /* to another frame */
+    [P2M_MOVING_OUT][P2M_RW] = P2M_AT(P2M_L1, P2M_CHANGE_ADDS),
+    [P2M_RW][P2M_SHARED_RO] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),            /* write-protected */
+    [P2M_SHARED_RO][P2M_RW] = P2M_AT(P2M_L1, P2M_CHANGE_ADDS),               /* written to: the same frame */
+    [P2M_SHARED_RO][P2M_EMPTY] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),         /* clear */
     [P2M_ZERO_RO][P2M_RW] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),              /* copy on write */
     [P2M_IMAGE_RO][P2M_RW] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),
     [P2M_RW][P2M_TABLE] = P2M_AT(P2M_L2, P2M_CHANGE_REMOVES),                /* break */

@@ -77,6 +77,48 @@ void pool_list_remove(struct dmm_space *s)
     spin_unlock(&pools_lock);
 }
 
+struct dmm_space *dmm_space_acquire(unsigned id)
+{
+    spin_lock(&pools_lock);
+    struct dmm_space *s = id >= 1 && id <= DMM_MAX_SPACES ? dmm_spaces[id] : NULL;
+    if (s && s->closed)
+        s = NULL;
+    if (s)
+        s->users++;
+    spin_unlock(&pools_lock);
+    return s;
+}
+
+static struct waitq users_gone = WAITQ_INIT(users_gone);
+
+void dmm_space_release(struct dmm_space *s)
+{
+    spin_lock(&pools_lock);
+    bool last = --s->users == 0 && s->closed;
+    spin_unlock(&pools_lock); /* the one who closed it may free it from now on */
+    if (last)
+        waitq_wake_all(&users_gone);
+}
+
+static bool no_users(void *arg) { return !__atomic_load_n(&((struct dmm_space *)arg)->users, __ATOMIC_ACQUIRE); }
+
+void pool_close(struct dmm_space *s)
+{
+    spin_lock(&pools_lock);
+    s->closed = true;
+    bool idle = !s->users;
+    spin_unlock(&pools_lock);
+    if (!idle)
+        waitq_wait(&users_gone, no_users, s, WAIT_FOREVER);
+}
+
+void pool_open(struct dmm_space *s)
+{
+    spin_lock(&pools_lock);
+    s->closed = false;
+    spin_unlock(&pools_lock);
+}
+
 /* Without the lock: the callback may print, take locks of its own, or block. Spaces come and go on the console's thread only, and the
  * callers of this are commands. */
 void dmm_for_each_space(bool (*cb)(struct dmm_space *s, void *arg), void *arg)

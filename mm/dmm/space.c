@@ -128,6 +128,7 @@ bool dmm_space_add_ram(struct dmm_space *s, gfn_t first, uint64_t pages)
     return ok;
 }
 
+uint64_t dmm_space_end_gfn(const struct dmm_space *s) { return s->region_count * LARGE_PAGES; }
 uint64_t dmm_space_root_hpa(const struct dmm_space *s) { return mfn_to_hpa(s->root); }
 const char *dmm_space_name(const struct dmm_space *s) { return s->name; }
 uint32_t dmm_space_vm_id(const struct dmm_space *s) { return s->vm_id; }
@@ -156,7 +157,7 @@ void dmm_flush_wait(struct dmm_space *s)
 static void drop_entry(struct dmm_space *s, p2m_entry_t e, unsigned level)
 {
     enum p2m_type type = s->format->type_of(e, level);
-    if (type == P2M_RW) {
+    if (type == P2M_RW || type == P2M_SHARED_RO) {
         mfn_t m = s->format->mfn_of(e);
         hv_assert(!frame_of(m)->refs); /* a pin left over: somebody still has its address */
         pool_uncharge(s, level == 2 ? LARGE_PAGES : 1);
@@ -213,6 +214,7 @@ static void renew_region(struct dmm_space *s, struct region *r)
 
 void dmm_space_clear(struct dmm_space *s)
 {
+    pool_close(s);
     bool outermost = dmm_enter();
     detach_all(s);
     for (uint64_t n = 0; n < s->region_count; n++)
@@ -221,11 +223,13 @@ void dmm_space_clear(struct dmm_space *s)
     s->last_gfn = UINT64_MAX - 1;
     s->streak = 0;
     dmm_leave(outermost);
+    pool_open(s);
     dmm_wake_memory_waiters();
 }
 
 void dmm_space_destroy(struct dmm_space *s)
 {
+    pool_close(s);
     bool outermost = dmm_enter();
     detach_all(s);
     for (uint64_t n = 0; n < s->region_count; n++) {

@@ -15,7 +15,6 @@
 #include "include/hv/p2m.h"
 #include "mm/dmm/hist.h"
 
-#define DMM_MAX_SPACES 1024u
 #define DMM_NAME_MAX 48
 
 struct region {
@@ -56,6 +55,8 @@ struct dmm_space {
 
     struct dmm_hist hist[DMM_CAUSE_COUNT];
     struct waitq moving;      /* dmm_wait() */
+    unsigned users;           /* under pools_lock: policies at work on it */
+    bool closed;              /* under pools_lock: none may begin */
 };
 
 static inline struct region *region_of(const struct dmm_space *s, gfn_t gfn)
@@ -95,6 +96,9 @@ bool pool_admit(struct dmm_space *s);
 void pool_dismiss(struct dmm_space *s);
 /* Gives the space its id and lists it; false: too many. */
 bool pool_list_add(struct dmm_space *s);
+/* Until pool_open() no policy may begin with it; returns when none is at work on it any more. May block. */
+void pool_close(struct dmm_space *s);
+void pool_open(struct dmm_space *s);
 void pool_list_remove(struct dmm_space *s);
 
 /* ---- policy.c -------------------------------------------------------------------------------------------- */

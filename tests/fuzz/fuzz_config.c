@@ -1,6 +1,6 @@
 /* Any bytes as palimpsest.conf, and each line "key=value" of them as keys of `vm create`: what is accepted keeps the rules that the rest
  * of the hypervisor relies on, what is refused says where and why.
- * FUZZ-SOURCES: lib/config.c lib/string.c */
+ * FUZZ-SOURCES: lib/config.c lib/cpuset.c lib/string.c */
 #include <stdint.h>
 #include <stdlib.h>
 

@@ -1,6 +1,6 @@
 /* palimpsest.conf: every key, every complaint with its line, files named once, and mutations of a good file that must neither crash
  * nor leave a configuration that breaks its own rules.
- * TEST-SOURCES: lib/config.c lib/string.c */
+ * TEST-SOURCES: lib/config.c lib/cpuset.c lib/string.c */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

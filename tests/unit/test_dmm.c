@@ -1,8 +1,9 @@
 /* DMM as a whole against a simple model: what each page of each VM must read as. Guests access memory as a CPU does, through a TLB
  * that is only emptied when the flush generation says so: a change without its flush reads or writes a stale frame here, as on a
- * real machine and unlike on an emulator. The ledger is audited after every step.
+ * real machine and unlike on an emulator. Until they have acknowledged a change, other CPUs go on writing through what they have: so the
+ * kick that asks for it writes here and there first. The ledger is audited after every step.
  * TEST-SOURCES: mm/dmm/frame.c mm/dmm/frame_alloc.c mm/dmm/space.c mm/dmm/pool.c mm/dmm/p2m.c mm/dmm/fault.c mm/dmm/hist.c
-   mm/dmm/guest_access.c mm/dmm/policy.c mm/dmm/audit.c policies/demand.c
+   mm/dmm/guest_access.c mm/dmm/policy.c mm/dmm/audit.c mm/dmm/move.c policies/demand.c
    tests/unit/fake/dmm_host.c tests/unit/fake/p2m_fake.c */
 #include <pthread.h>
 #include <setjmp.h>
@@ -32,9 +33,22 @@ struct vm_model {
     uint64_t tlb_generation, kicks, generation_at_kick;
     unsigned pins[VM_PAGES], pin_total;
     unsigned id;
+    bool parked;                    /* no CPU is in the guest */
 };
 static struct vm_model vms[VMS];
 static uint64_t next_stamp = 1;
+static unsigned disturbed[2];   /* write-protected, moved */
+
+static void fill(uint64_t *page, uint64_t stamp);
+
+static void write_late(struct vm_model *v)
+{
+    for (unsigned n = 0; n < 200; n++) {
+        uint64_t g = host_random(VM_PAGES);
+        if (v->tlb[g].valid && v->tlb[g].writable)
+            fill(mfn_to_hva(v->tlb[g].mfn), v->stamp[g] = next_stamp++);
+    }
+}
 
 static void kick(void *owner, bool wait)
 {
@@ -42,6 +56,8 @@ static void kick(void *owner, bool wait)
     v->kicks++;
     assert_true(wait);
     assert_true(dmm_space_flush_generation(v->s) != v->generation_at_kick); /* bumped before, not after */
+    if (!v->parked && v->tlb_generation == v->generation_at_kick) /* the CPUs have entered since the last change */
+        write_late(v);
     v->generation_at_kick = dmm_space_flush_generation(v->s);
 }
 static const struct dmm_space_ops ops = { .kick = kick };
@@ -194,6 +210,7 @@ static void create(struct vm_model *v, uint64_t max)
 
 static void destroy(struct vm_model *v)
 {
+    v->parked = true;
     while (v->pin_total)
         unpin_one(v);
     dmm_space_destroy(v->s);
@@ -204,13 +221,31 @@ static void destroy(struct vm_model *v)
 static void clear(struct vm_model *v)
 {
     struct dmm_usage u;
+    v->parked = true;
     while (v->pin_total)
         unpin_one(v);
     dmm_space_clear(v->s);
+    v->parked = false;
     memset(v->stamp, 0, sizeof(v->stamp));
     dmm_space_usage(v->s, &u);
     assert_int_equal(u.resident + u.image_shared + u.shared + u.zero + u.charged + u.resident_large, 0);
     assert_int_equal(u.empty, VM_PAGES - (HOLE_END - HOLE_FIRST));
+}
+
+/* What a policy's thread does, through the door that it must use. */
+static void disturb(struct vm_model *v, uint64_t g, bool move)
+{
+    struct dmm_space *s = dmm_space_acquire(v->s->id);
+    assert_ptr_equal(s, v->s);
+    enum dmm_move_result r = move ? dmm_move_page(s, gfn_of(g)) : dmm_protect_page(s, gfn_of(g));
+    dmm_space_release(s);
+    if (r == DMM_MOVE_OK) {
+        assert_true(!is_hole(g) && !v->pins[g]);
+        assert_true(dmm_is_mapped(v->s, gfn_of(g), DMM_READ) && dmm_is_mapped(v->s, gfn_of(g), DMM_WRITE) == move);
+        disturbed[move]++;
+    }
+    if (r == DMM_MOVE_PINNED)
+        assert_true(v->pins[g]);
 }
 
 static void check_everything(struct vm_model *v)
@@ -234,7 +269,7 @@ static void step(void)
     }
     if (host_random(2)) /* some locality: walks up and down */
         g = (walk_at += host_random(8) ? 1 : host_random(VM_PAGES)) % VM_PAGES;
-    switch (host_random(24)) {
+    switch (host_random(27)) {
     case 0: map_file(v, g); break;
     case 1: copy(v, g); break;
     case 2: if (v->pin_total < 50) pin(v, g); break;
@@ -245,6 +280,8 @@ static void step(void)
     case 8: frame_zero_some((unsigned)host_random(700)); break;
     case 9: dmm_policy_set(dmm_policy_find("demand"), "zero_read", host_random(2)); break;
     case 10: dmm_policy_set(dmm_policy_find("demand"), "large_free_percent", host_random(2) ? 0 : 101); break;
+    case 11: disturb(v, g, true); break;
+    case 12: disturb(v, g, false); break;
     default:
         for (unsigned n = 0; n < 4; n++)
             guest_access(v, (g + n) % (VM_PAGES + 7), host_random(2));
@@ -269,7 +306,8 @@ static void test_random_against_model(void **state)
     struct dmm_hist_summary h;
     for (unsigned c = 0; c < DMM_CAUSE_COUNT; c++)
         dmm_fault_summary(NULL, (enum dmm_fault_cause)c, &h);
-    assert_int_equal(frame_count(FRAME_GUEST), 0);
+    assert_int_equal(frame_count(FRAME_GUEST) + frame_count(FRAME_SHARED), 0);
+    assert_true(disturbed[0] > 20 && disturbed[1] > 20);
 }
 
 /* A frame that a guest had never shows its contents to another. */

@@ -1,12 +1,17 @@
 /*
  * Ticket spinlocks: fair, so that no CPU starves, and 4 bytes. The rank check keeps, per CPU, the locks held in order of
  * acquisition; since ranks must ascend, the last one is the highest, and one comparison per acquisition finds every possible
- * deadlock by order on its first occurrence, not only when two CPUs meet. Locks may be released in any order.
+ * deadlock by order on its first occurrence, not only when two CPUs meet. Locks may be released in any order. A lock that cannot be had for
+ * STUCK_NS is a bug of another kind, and ends in a panic with both places.
  */
 #include "core/lock.h"
 #include "core/log.h"
+#include "core/slow.h"
+#include "core/time.h"
 #include "x86/cpu.h"
 #include "x86/percpu.h"
+
+#define STUCK_NS UINT64_C(30000000000)
 
 void spin_init(struct spinlock *l, enum lock_rank rank, const char *name)
 {
@@ -30,14 +35,16 @@ static void note_taken(struct spinlock *l, const void *pc)
     struct percpu *cpu = this_cpu();
     l->holder_cpu = (uint8_t)cpu->id;
     l->holder_pc = pc;
+    l->taken_tsc = time_tsc();
     uint64_t flags = irq_save(); /* a handler's locks come and go in the same slots */
     cpu->held_ranks[cpu->held_count] = l->rank;
     cpu->held_locks[cpu->held_count++] = l;
     irq_restore(flags);
 }
 
-static void note_released(struct spinlock *l)
+static void note_released(struct spinlock *l, enum slow_kind kind)
 {
+    slow_note(kind, l->name, l->holder_pc, time_tsc() - l->taken_tsc);
     struct percpu *cpu = this_cpu();
     uint64_t flags = irq_save();
     unsigned i = cpu->held_count;
@@ -63,7 +70,7 @@ void assert_no_locks_held(const char *where)
 #else
 static void check_rank(const struct spinlock *l UNUSED, const void *pc UNUSED) {}
 static void note_taken(struct spinlock *l UNUSED, const void *pc UNUSED) {}
-static void note_released(struct spinlock *l UNUSED) {}
+static void note_released(struct spinlock *l UNUSED, enum slow_kind kind UNUSED) {}
 void assert_no_locks_held(const char *where UNUSED) {}
 #endif
 
@@ -71,8 +78,9 @@ static void acquire(struct spinlock *l, const void *pc)
 {
     check_rank(l, pc);
     uint16_t ticket = __atomic_fetch_add(&l->next, 1, __ATOMIC_RELAXED);
-    while (__atomic_load_n(&l->owner, __ATOMIC_ACQUIRE) != ticket)
-        cpu_pause();
+    for (uint64_t begun = HV_DEBUG ? time_tsc() : 0; __atomic_load_n(&l->owner, __ATOMIC_ACQUIRE) != ticket; cpu_pause())
+        if (HV_DEBUG && time_tsc_to_ns(time_tsc() - begun) > STUCK_NS)
+            panic("lock %s wanted at %p for %lu s: CPU %u holds it since %p", l->name, pc, STUCK_NS / 1000000000, l->holder_cpu, l->holder_pc);
     note_taken(l, pc);
 }
 
@@ -90,10 +98,15 @@ bool spin_trylock(struct spinlock *l)
     return true;
 }
 
+static void release(struct spinlock *l, enum slow_kind kind)
+{
+    note_released(l, kind);
+    __atomic_store_n(&l->owner, (uint16_t)(l->owner + 1), __ATOMIC_RELEASE);
+}
+
 void spin_unlock(struct spinlock *l)
 {
-    note_released(l);
-    __atomic_store_n(&l->owner, (uint16_t)(l->owner + 1), __ATOMIC_RELEASE);
+    release(l, SLOW_LOCK);
 }
 
 uint64_t spin_lock_irqsave(struct spinlock *l)
@@ -105,7 +118,7 @@ uint64_t spin_lock_irqsave(struct spinlock *l)
 
 void spin_unlock_irqrestore(struct spinlock *l, uint64_t flags)
 {
-    spin_unlock(l);
+    release(l, SLOW_IRQS_OFF);
     irq_restore(flags);
 }
 

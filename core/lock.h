@@ -41,7 +41,8 @@ struct spinlock {
     uint8_t rank;          /* enum lock_rank */
     uint8_t holder_cpu;    /* for reports only; low 8 bits of the pcpu id */
     const char *name;
-    const void *holder_pc; /* where it was taken (debug builds) */
+    const void *holder_pc; /* debug builds: where it was taken, and when */
+    uint64_t taken_tsc;
 };
 
 #define SPINLOCK_INIT(rank_, name_) { .rank = (rank_), .name = (name_) }

@@ -9,6 +9,7 @@
 #include "core/panic.h"
 #include "core/ksyms.h"
 #include "core/log.h"
+#include "core/slow.h"
 #include "core/thread.h"
 #include "include/hw/apic.h"
 #include "lib/string.h"
@@ -228,9 +229,11 @@ static void report_nmi(const struct trap_frame *f)
 
 static void report_stray(uint8_t vector) { log_warn("irq: vector %#x on pcpu %u has no handler", vector, cpu_id()); }
 
+static void note_handler(const void *handler, uint64_t tsc_ticks) { slow_note(SLOW_HANDLER, "irq", handler, tsc_ticks); }
+
 void panic_init(void)
 {
-    trap_set_hooks(&(struct trap_hooks){.fatal = fatal_trap, .nmi = report_nmi, .stray = report_stray});
+    trap_set_hooks(&(struct trap_hooks){.fatal = fatal_trap, .nmi = report_nmi, .stray = report_stray, .done = HV_DEBUG ? note_handler : NULL});
 }
 
 void __stack_chk_fail(void)

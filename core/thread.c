@@ -16,6 +16,7 @@
 #include "core/fair.h"
 #include "core/log.h"
 #include "core/runq.h"
+#include "core/slow.h"
 #include "core/time.h"
 #include "lib/string.h"
 #include "x86/cpu.h"
@@ -242,6 +243,8 @@ NORETURN void sched_start(void)
 {
     struct run_queue *q = runq_of(cpu_id());
     for (;;) {
+        if (HV_DEBUG)
+            slow_report();
         cli();
         if (runq_has_work(q)) {
             sti();

@@ -35,6 +35,7 @@
 #define ANSWER_NS UINT64_C(500000000)
 #define READY_NS UINT64_C(10000000000) /* it has the ticket: it runs our code, so only a bug keeps it */
 #define LOW_TABLES 3
+#define NO_ANSWER INT64_MIN
 #define TSC_ROUNDS 24           /* a software CPU may need a time slice of its host for each hand-over */
 
 extern const char trampoline_start[], trampoline_long[], trampoline_parameters[], trampoline_end[];
@@ -90,7 +91,7 @@ static int64_t compare_tsc(unsigned side)
     for (uint32_t n = side; n < 2 * TSC_ROUNDS; n += 2) {
         for (uint64_t begun = rdtsc(); smp.turn != n; cpu_pause())
             if (rdtsc() - begun > time_ns_to_tsc(ANSWER_NS))
-                return INT64_MIN; /* the other side is gone */
+                return NO_ANSWER;
         uint64_t now = rdtsc_ordered();
         if (n >= 2)
             least = MIN(least, (int64_t)(now - smp.latest));
@@ -123,6 +124,8 @@ static bool join_time(void)
         compare_round(1);
         wait_done(2 * attempt + 2);
         int64_t ahead = tsc.boot_side, behind = tsc.other_side;
+        if (ahead == NO_ANSWER || behind == NO_ANSWER)
+            return false;
         if (ahead >= 0 && behind >= 0)
             return true;
         wrmsr_safe(MSR_TSC, rdtsc() + (uint64_t)((behind - ahead) / -2));

@@ -65,6 +65,7 @@ bool svm_vcpu_init(struct vcpu *v)
     }
     s->vmcb = mfn_to_hva(mfn);
     s->vmcb_hpa = mfn_to_hpa(mfn);
+    s->cpu = MAX_PCPUS; /* none */
     v->hvm = s;
     set_intercepts(&s->vmcb->c);
     svm_vcpu_reset(v);

@@ -134,10 +134,13 @@ static void interrupt(struct trap_frame *f)
     cpu->irq_frame = f;
     cpu->irq_count++;
     irq_handler_fn *fn = __atomic_load_n(&handlers[vector].fn, __ATOMIC_ACQUIRE);
+    uint64_t begun = hooks.done ? rdtsc() : 0;
     if (fn)
         fn(handlers[vector].arg);
     else
         stray(vector);
+    if (hooks.done)
+        hooks.done(fn, rdtsc() - begun);
     /* Neither the LAPIC's spurious vector nor what the masked 8259s send is in service (APM 2, 16.4.7). */
     if (vector >= VECTOR_DYNAMIC_FIRST && vector != VECTOR_LAPIC_SPURIOUS)
         lapic_eoi();

@@ -50,6 +50,7 @@ struct trap_hooks {
     void (*fatal)(const struct trap_frame *f);
     void (*nmi)(const struct trap_frame *f);
     void (*stray)(uint8_t vector);  /* interrupt with no handler; first few only */
+    void (*done)(const void *handler, uint64_t tsc_ticks); /* an interrupt has been handled; NULL: nobody wants to know */
 };
 void trap_set_hooks(const struct trap_hooks *hooks);
 

@@ -47,17 +47,16 @@ HV_OBJ  := $(HV_C:%.c=$(OUT)/obj/%.o) $(HV_ASM:%.asm=$(OUT)/obj/%.asm.o)
 OFFSETS := $(patsubst %.c,$(OUT)/gen/%.inc,$(foreach d,$(HV_DIRS),$(wildcard $(d)/asm_offsets.c)))
 
 WARN     := -Wall -Wextra -Werror -Wmissing-prototypes -Wstrict-prototypes -Wshadow -Wundef
-HV_FLAGS := -std=gnu17 -O2 -g -ffreestanding -nostdlib -fno-pic -mcmodel=kernel -mno-red-zone -mgeneral-regs-only -mpopcnt \
+OPTIMIZE := -Os
+HV_FLAGS = -std=gnu17 $(OPTIMIZE) -g -ffreestanding -nostdlib -fno-pic -mcmodel=kernel -mno-red-zone -mgeneral-regs-only -mpopcnt \
             -fno-omit-frame-pointer -fno-strict-aliasing -fno-asynchronous-unwind-tables -fstack-protector-strong \
             -mstack-protector-guard=global -fcf-protection=none -ffile-prefix-map=$(CURDIR)/= $(WARN) \
             -I. -DHV_HOST=0 -DHV_DEBUG=$(DEBUG)
 
-# What runs once, or at a person's pace, is compiled for size: a quarter of the image, and the cache is left to the exit paths.
-COLD := lib/config lib/json lib/printf x86/cpu core/cmd_% core/console% core/ksyms core/log core/main core/panic drivers/% mm/early \
-        mm/hostmap mm/dmm/audit mm/dmm/cmd_mem mm/dmm/space policies/% vdev/acpi_tables vdev/platform vdev/vp% vdev/vr% vdev/vuart \
-        vm/cmd_% vm/cr vm/guest_walk vm/emulate% vm/insn vm/load% vm/vm \
-        svm/control svm/enable vmx/control vmx/enable
-$(filter $(COLD:%=$(OUT)/obj/%.o),$(HV_OBJ)): HV_FLAGS += -Os
+# What guests cause by the thousand is compiled for speed; all the rest, most of the image, for size: the cache is left to the exit paths.
+HOT  := lib/string core/lock core/thread core/timer core/waitq mm/dmm/fault mm/dmm/frame_alloc mm/dmm/guest_access mm/dmm/p2m mm/dmm/pool \
+        vm/bus vm/cpuid vm/fpu vm/nfault vm/pio vm/run vdev/vlapic svm/exit svm/inject svm/npt svm/ops vmx/ept vmx/exit vmx/inject vmx/ops
+$(filter $(HOT:%=$(OUT)/obj/%.o),$(HV_OBJ)): OPTIMIZE := -O2
 
 $(OUT)/obj/%.o: %.c Makefile
 	$(call say,CC,$<)

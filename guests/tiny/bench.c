@@ -92,6 +92,28 @@ static void bench_halt(uint64_t n)
     report("hlt_timer", n);
 }
 
+/* From the write of the command to the handler: the exit, the delivery and the entry. */
+static void bench_ipi(uint64_t n)
+{
+    enum { VECTOR = 0x41, APIC_BASE = 0x1b, SVR = 0x80f, SELF_IPI = 0x83f };
+    if (!(cpuid(1, 0).c & 1u << 21))
+        return;
+    on_interrupt = wake;
+    wrmsr(APIC_BASE, rdmsr(APIC_BASE) | 1 << 10);
+    wrmsr(SVR, 0x1ff);
+    for (uint64_t k = 0; k < n; k++) {
+        woken = 0;
+        asm volatile("sti");
+        uint64_t begin = rdtsc();
+        wrmsr(SELF_IPI, VECTOR);
+        while (!woken)
+            asm volatile("pause");
+        asm volatile("cli");
+        sample[k] = woken - begin;
+    }
+    report("ipi_self", n);
+}
+
 int tiny_main(void)
 {
     uint64_t n = arg_u64("n", 1000);
@@ -117,6 +139,7 @@ int tiny_main(void)
     MEASURE("port_in_uart", n, inb(0x3fd));
     MEASURE("rdmsr_apic_base", n, rdmsr(0x1b));
     bench_touch(n);
+    bench_ipi(n);
     bench_halt(n < 200 ? n : 200); /* the last: an idle CPU clears frames ahead, and the first touches would be cheaper */
     print("bench: done\n");
     return 0;

@@ -3,6 +3,7 @@
  * BENCH-SOURCES: mm/dmm/frame.c mm/dmm/frame_alloc.c mm/dmm/space.c mm/dmm/pool.c mm/dmm/p2m.c mm/dmm/fault.c mm/dmm/hist.c
    mm/dmm/guest_access.c mm/dmm/policy.c mm/dmm/audit.c policies/demand.c
    tests/unit/fake/dmm_host.c tests/unit/fake/p2m_fake.c */
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -103,9 +104,59 @@ static double spurious(unsigned count)
     return ns;
 }
 
+/* Two CPUs in one space, each touching regions of its own, or both the pages of the same regions in turn. CPU time per fault: what is lost to
+ * shared cache lines shows, what the host does meanwhile does not. */
+struct job { struct dmm_space *s; unsigned cpu, cpus, count; bool same_regions; double ns; };
+static pthread_barrier_t start_line;
+
+static void *touch_on_cpu(void *arg)
+{
+    struct job *j = arg;
+    uint64_t regions = PAGES / LARGE_PAGES;
+    host_become_cpu(j->cpu);
+    pthread_barrier_wait(&start_line);
+    double start = now_ns();
+    for (unsigned n = 0; n < j->count; n++) {
+        uint64_t region = j->same_regions ? n % regions : n % (regions / j->cpus) * j->cpus + j->cpu;
+        uint64_t page = 1 + (j->same_regions ? n / regions * j->cpus + j->cpu : n / (regions / j->cpus)) * 3;
+        fault(j->s, region * LARGE_PAGES + page, DMM_WRITE);
+    }
+    j->ns = now_ns() - start;
+    return NULL;
+}
+
+static double on_cpus(unsigned cpus, unsigned count, bool same_regions)
+{
+    struct job jobs[2];
+    pthread_t threads[2];
+    struct dmm_space *s = space();
+    double ns = 0;
+    while (frame_zero_some(4096))
+        continue;
+    pthread_barrier_init(&start_line, NULL, cpus);
+    for (unsigned n = 0; n < cpus; n++) {
+        jobs[n] = (struct job){ s, n, cpus, count / cpus, same_regions, 0 };
+        pthread_create(&threads[n], NULL, touch_on_cpu, &jobs[n]);
+    }
+    for (unsigned n = 0; n < cpus; n++) {
+        pthread_join(threads[n], NULL);
+        ns += jobs[n].ns;
+    }
+    pthread_barrier_destroy(&start_line);
+    dmm_space_destroy(s);
+    return ns / count;
+}
+
+static double one_cpu(unsigned count) { return on_cpus(1, count, false); }
+static double two_cpus(unsigned count) { return on_cpus(2, count, false); }
+static double two_cpus_same(unsigned count) { return on_cpus(2, count, true); }
+
 static const struct { const char *name; double (*run)(unsigned); unsigned count; } cases[] = {
     { "first touch, pre-zeroed", random_prezeroed, 12000 },
     { "first touch, cleared in the fault", random_cleared, 12000 },
+    { "on one CPU, region after region", one_cpu, 6000 },
+    { "on two CPUs, regions of their own", two_cpus, 6000 },
+    { "on two CPUs, the same regions", two_cpus_same, 6000 },
     { "sequential, per page", sequential, 16384 },
     { "copy on write of a boot file's page", copy_on_write, 16000 },
     { "spurious", spurious, 1000000 },

@@ -129,8 +129,10 @@ static void switch_away(bool again)
     struct percpu *cpu = this_cpu();
     struct run_queue *q = runq_of(cpu->id);
     struct thread *prev = cpu->current, *next = runq_next(q, again);
-    if (next == prev)
+    if (next == prev) {
+        timer_slice_needed(); /* the timer that brought us here may be off, and there may be rivals */
         return;
+    }
     next->switches++;
     if (prev->switch_out)
         prev->switch_out(prev);

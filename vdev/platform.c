@@ -237,5 +237,5 @@ const struct vm_platform_ops vdev_platform_ops = {
     .vcpu_create = platform_vcpu_create, .vcpu_destroy = platform_vcpu_destroy, .vcpu_reset = platform_vcpu_reset,
     .write_firmware_tables = platform_write_tables, .rdmsr = vlapic_rdmsr, .wrmsr = vlapic_wrmsr,
     .irq = {.pending = vlapic_pending, .accept = vlapic_accept, .has_any = vlapic_has_any,
-            .tpr_changed = vlapic_tpr_changed, .get_cr8 = vlapic_get_cr8},
+            .tpr_changed = vlapic_tpr_changed, .get_cr8 = vlapic_get_cr8, .set_pv_eoi = vlapic_set_pv_eoi, .post = vlapic_post},
 };

@@ -69,7 +69,9 @@ struct vlapic {
     volatile bool look;            /* (a) IRR, PPR or the PIC changed since pending() last found nothing */
     bool from_pic;                 /* (v) pending()'s last answer was the PIC's */
     uint64_t irr[4], tmr[4];       /* (a) */
-    uint64_t isr[4];               /* (v) writes, read by anyone */
+    uint64_t isr[4];               /* (v) */
+    uint32_t *pv_eoi;              /* (v) the guest's word, pinned by vm/pv.c; NULL: not enabled */
+    bool pv_eoi_offered;           /* (v) its bit 0 was set and has not been looked at since */
     uint64_t base_msr, icr, tsc_deadline;
     uint32_t tpr, ldr, dfr, svr, esr, esr_pending, lvt[LVT_COUNT], initial_count, divide_config;
     uint64_t period_ns;
@@ -87,6 +89,8 @@ void vlapic_accept(struct vcpu *v, uint8_t vector);
 bool vlapic_has_any(struct vcpu *v);
 void vlapic_tpr_changed(struct vcpu *v, uint8_t cr8);
 uint8_t vlapic_get_cr8(struct vcpu *v);
+void vlapic_set_pv_eoi(struct vcpu *v, uint32_t *word);
+bool vlapic_post(struct vcpu *v, bool nmi, uint8_t vector);
 /* Sends to every vCPU (APIC_LOWEST: to one) that `dest` names. wide: dest is an x2APIC one. Any context. True: someone took it. */
 bool vlapic_route(struct platform *p, uint32_t dest, bool logical, bool wide, enum apic_delivery mode, uint8_t vector, bool level);
 void vlapic_pic_raised(struct platform *p); /* the PIC's INTR went up */

@@ -5,6 +5,14 @@
  * and TMR (atomic) and set `look`; ISR, TPR, LVT and the rest belong to the vCPU's own thread. `look` makes the entry
  * path cheap: it is cleared *before* the bits are looked at and set *after* a bit was set, so either the look sees the bit or
  * the next pending() looks again. It stays set while something is deliverable and is set by whatever can make something so.
+ *
+ * KVM's paravirtual end of interrupt saves the exit of an EOI that has no consequence but a cleared ISR bit: we set bit 0 of a word in the
+ * guest's memory, and a guest that finds it set clears it instead of writing the EOI register. So it is offered only while
+ * IRR is empty (else the EOI lets something in) and the vector in service is edge-triggered (else the I/O APIC waits for it), and only
+ * where pending() has found nothing, on the way to the entry. What the guest did is learnt by settle(), which takes the offer
+ * back, before anything looks at ISR or changes it. Hence between offer and settle() ISR is what it was, and the EOI meant is that of its
+ * highest vector. No settling is late: an interrupt that arrives meanwhile kicks the vCPU and sets `look`, all else that reads ISR
+ * is an access of the guest's own. What other vCPUs of the guest do to the word misleads this guest's APIC only.
  */
 #include "vdev/platform.h"
 
@@ -47,6 +55,45 @@ static int highest(const uint64_t *map)
 }
 
 static void look_again(struct vlapic *l) { __atomic_store_n(&l->look, true, __ATOMIC_SEQ_CST); }
+
+static void end_of_interrupt(struct vlapic *l)
+{
+    int vector = highest(l->isr);
+    if (vector < 0)
+        return;
+    bit_clear(l->isr, (unsigned)vector);
+    if (bit_test(l->tmr, (unsigned)vector))
+        vioapic_eoi(l->platform, (uint8_t)vector);
+    look_again(l);
+}
+
+/* The paravirtual EOI: takes the offer back, or does what the guest has meant by taking it. */
+static void settle(struct vlapic *l)
+{
+    if (likely(!l->pv_eoi_offered))
+        return;
+    l->pv_eoi_offered = false;
+    look_again(l); /* it may be offered again */
+    if (!(__atomic_fetch_and(l->pv_eoi, ~1u, __ATOMIC_SEQ_CST) & 1))
+        end_of_interrupt(l);
+}
+
+static void offer_pv_eoi(struct vlapic *l)
+{
+    int vector = highest(l->isr);
+    if (vector < 0 || bit_test(l->tmr, (unsigned)vector) || highest(l->irr) >= 0)
+        return;
+    l->pv_eoi_offered = true;
+    __atomic_fetch_or(l->pv_eoi, 1u, __ATOMIC_SEQ_CST);
+}
+
+void vlapic_set_pv_eoi(struct vcpu *v, uint32_t *word)
+{
+    struct vlapic *l = v->vlapic;
+    settle(l);
+    l->pv_eoi = word;
+    look_again(l);
+}
 
 static uint32_t ppr(const struct vlapic *l)
 {
@@ -105,6 +152,7 @@ int vlapic_pending(struct vcpu *v)
     struct vlapic *l = v->vlapic;
     if (likely(!__atomic_load_n(&l->look, __ATOMIC_RELAXED)))
         return -1;
+    settle(l);
     __atomic_store_n(&l->look, false, __ATOMIC_SEQ_CST);
     int vector = -1;
     l->from_pic = false;
@@ -121,6 +169,8 @@ int vlapic_pending(struct vcpu *v)
     }
     if (vector >= 0)
         look_again(l);
+    else if (l->pv_eoi)
+        offer_pv_eoi(l);
     return vector;
 }
 
@@ -129,6 +179,7 @@ bool vlapic_has_any(struct vcpu *v) { return vlapic_pending(v) >= 0; }
 void vlapic_accept(struct vcpu *v, uint8_t vector)
 {
     struct vlapic *l = v->vlapic;
+    settle(l);
     if (l->from_pic) {
         l->from_pic = false;
         vpic_accept(l->platform, vector);
@@ -136,17 +187,6 @@ void vlapic_accept(struct vcpu *v, uint8_t vector)
         bit_clear(l->irr, vector);
         bit_set(l->isr, vector);
     }
-    look_again(l);
-}
-
-static void eoi(struct vlapic *l)
-{
-    int vector = highest(l->isr);
-    if (vector < 0)
-        return;
-    bit_clear(l->isr, (unsigned)vector);
-    if (bit_test(l->tmr, (unsigned)vector))
-        vioapic_eoi(l->platform, (uint8_t)vector);
     look_again(l);
 }
 
@@ -218,6 +258,11 @@ bool vlapic_route(struct platform *p, uint32_t dest, bool logical, bool wide, en
             break;
     }
     return taken;
+}
+
+bool vlapic_post(struct vcpu *v, bool nmi, uint8_t vector)
+{
+    return hw_enabled(v->vlapic) && deliver(v->vlapic, nmi ? APIC_NMI : APIC_FIXED, vector, false);
 }
 
 static void send_ipi(struct vlapic *l, uint64_t icr)
@@ -346,6 +391,7 @@ static void write_lvt(struct vlapic *l, enum vlapic_lvt n, uint32_t val)
 static bool read_reg(struct vlapic *l, uint32_t reg, uint32_t *val)
 {
     unsigned word = reg >> 4 & 7;
+    settle(l);
     switch (reg) {
     case REG_ID: *val = x2apic(l) ? l->vcpu->id : l->vcpu->id << 24; return true;
     case REG_VERSION: *val = 0x14 | (LVT_COUNT - 1) << 16; return true;
@@ -380,13 +426,14 @@ static void write_svr(struct vlapic *l, uint32_t val)
 
 static bool write_reg(struct vlapic *l, uint32_t reg, uint32_t val)
 {
+    settle(l);
     switch (reg) {
     case REG_TPR:
         l->tpr = val & 0xff;
         hvm()->set_cr8(l->vcpu, (uint8_t)(l->tpr >> 4));
         look_again(l);
         return true;
-    case REG_EOI: eoi(l); return true;
+    case REG_EOI: end_of_interrupt(l); return true;
     case REG_SVR: write_svr(l, val); return true;
     case REG_ESR: l->esr = __atomic_exchange_n(&l->esr_pending, 0, __ATOMIC_SEQ_CST); return true;
     case REG_ICR:
@@ -540,6 +587,7 @@ bool vlapic_wrmsr(struct vcpu *v, uint32_t msr, uint64_t value, bool *gp)
 void vlapic_reset(struct vlapic *l, bool power_on)
 {
     vtimer_cancel(&l->timer);
+    settle(l);
     for (unsigned n = 0; n < 4; n++) {
         __atomic_store_n(&l->irr[n], 0, __ATOMIC_SEQ_CST);
         __atomic_store_n(&l->tmr[n], 0, __ATOMIC_SEQ_CST);

@@ -143,6 +143,10 @@ struct vm_irq_ops {
     bool (*has_any)(struct vcpu *v);                /* anything pending that can wake HLT */
     void (*tpr_changed)(struct vcpu *v, uint8_t cr8);
     uint8_t (*get_cr8)(struct vcpu *v);
+    /* KVM's paravirtual EOI: the guest's word, which stays where it is until another or NULL is set. vCPU's thread, or it is parked. */
+    void (*set_pv_eoi)(struct vcpu *v, uint32_t *word);
+    /* An edge-triggered fixed interrupt, or an NMI. Any context. False: its APIC is off. */
+    bool (*post)(struct vcpu *v, bool nmi, uint8_t vector);
 };
 struct vm_platform_ops { /* set once by core/main.c */
     bool (*create)(struct vm *vm, char *why);   /* devices, ACPI tables not yet */

@@ -160,15 +160,18 @@ static void fill_xsave(struct vm_cpuid *t)
     }
 }
 
-/* KVM's interface: the clock and its stability, and no need for delays at ports. */
+/* KVM's interface, as far as vm/pv.c and vm/pv_hypercall.c go; no delays are needed at ports. */
 static void fill_hypervisor(struct vm_cpuid *t)
 {
-    enum { CLOCKSOURCE = 1 << 0, NOP_IO_DELAY = 1 << 1, CLOCKSOURCE2 = 1 << 3, CLOCKSOURCE_STABLE = 1 << 24 };
+    enum {
+        CLOCKSOURCE = 1 << 0, NOP_IO_DELAY = 1 << 1, CLOCKSOURCE2 = 1 << 3, STEAL_TIME = 1 << 5, PV_EOI = 1 << 6, PV_UNHALT = 1 << 7,
+        PV_SEND_IPI = 1 << 11, PV_SCHED_YIELD = 1 << 13, CLOCKSOURCE_STABLE = 1 << 24,
+    };
     t->hv[0] = (struct cpuid){.eax = HV_LEAF_MAX};
     memcpy(&t->hv[0].ebx, "KVMK", 4);
     memcpy(&t->hv[0].ecx, "VMKV", 4);
     memcpy(&t->hv[0].edx, "M\0\0\0", 4);
-    t->hv[1].eax = CLOCKSOURCE | NOP_IO_DELAY | CLOCKSOURCE2 | CLOCKSOURCE_STABLE;
+    t->hv[1].eax = CLOCKSOURCE | NOP_IO_DELAY | CLOCKSOURCE2 | STEAL_TIME | PV_EOI | PV_UNHALT | PV_SEND_IPI | PV_SCHED_YIELD | CLOCKSOURCE_STABLE;
 }
 
 bool cpuid_vm_init(struct vm *vm)

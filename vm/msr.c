@@ -292,9 +292,12 @@ void msr_handle_write(struct vcpu *v)
     unsigned len = vcpu_insn_len(v);
     if (!len)
         return;
-    if (!vm_platform()->wrmsr(v, msr, value, &gp) && !pv_wrmsr(v, msr, value, &gp)) {
-        const struct msr_range *r = find(v, msr);
-        gp = !r || !r->write || r->write(v, msr, value) == MSR_GP;
+    if (!vm_platform()->wrmsr(v, msr, value, &gp)) {
+        enum pv_msr_result pv = pv_wrmsr(v, msr, value);
+        const struct msr_range *r = pv == PV_MSR_NOT_MINE ? find(v, msr) : NULL;
+        if (pv == PV_MSR_AGAIN)
+            return;
+        gp = pv == PV_MSR_GP || (pv == PV_MSR_NOT_MINE && (!r || !r->write || r->write(v, msr, value) == MSR_GP));
     }
     if (gp) {
         log_debug("vm: %s.vcpu%u: wrmsr %#x = %#lx: #GP", v->vm->name, v->id, msr, value);

@@ -1,19 +1,33 @@
 /*
- * KVM's paravirtual clock and hypercalls: Linux reads its TSC frequency, its clock and the wall clock from two small records in
- * its own memory and calibrates nothing.
+ * KVM's records in the guest's memory (hypercalls: vm/pv_hypercall.c).
  *
+ * The clock: Linux reads its TSC frequency, its clock and the wall clock from two small records and calibrates nothing.
  * Guest time is the guest's TSC, scaled: the VM's TSC starts at 0 with the VM and stands still while it is paused, so the record
  * says "TSC 0 is time 0" for as long as the guest leaves its TSC alone, and all vCPUs agree to the last bit, which is what
  * the stable flag promises. A vCPU whose guest has set its TSC gets a record shifted by as much.
+ *
+ * Steal time says how long the vCPU's thread was ready but did not run, and whether that is so now ("preempted"): others then
+ * neither spin for the vCPU nor wait for its answer. That flag can only be set while the thread is switched out, with interrupts off, where
+ * nothing may fault; and the word of the paravirtual EOI is used at every interrupt, and a vCPU could not go on without
+ * the answer. So the pages of these two are pinned from the WRMSR that names them until they are given up, at the latest before the
+ * guest's memory is taken back. The price is one or two places per vCPU that DMM can neither move nor break, in per-CPU data, which
+ * is in use all the time anyway. The clock's records are written so rarely that they need no pin.
+ *
+ * While a vCPU is parked others may take its pins away, and the pages with them. Its thread may still be switched out then (it
+ * wakes, finds no reason to run, and sleeps): the hook writes only while the thread counts as running, and as long as one does
+ * the pins stay; see vm_park().
  */
 #include "vm/vm_internal.h"
 
 #include "core/log.h"
 #include "core/time.h"
 
-enum { MSR_KVM_WALL_CLOCK = 0x11, MSR_KVM_SYSTEM_TIME = 0x12, MSR_KVM_WALL_CLOCK_NEW = 0x4b564d00, MSR_KVM_SYSTEM_TIME_NEW = 0x4b564d01 };
+enum {
+    MSR_KVM_WALL_CLOCK = 0x11, MSR_KVM_SYSTEM_TIME = 0x12, MSR_KVM_WALL_CLOCK_NEW = 0x4b564d00, MSR_KVM_SYSTEM_TIME_NEW = 0x4b564d01,
+    MSR_KVM_STEAL_TIME = 0x4b564d03, MSR_KVM_PV_EOI_EN = 0x4b564d04,
+};
 enum { PVCLOCK_TSC_STABLE = 1 };
-#define SYSTEM_TIME_ENABLE BIT64(0)
+#define ENABLE BIT64(0) /* in each of these MSRs but the wall clock's */
 
 /* KVM's ABI (Linux documentation, virt/kvm/x86/msr). */
 struct pvclock_vcpu_time {
@@ -24,7 +38,13 @@ struct pvclock_vcpu_time {
     uint8_t flags, pad[2];
 };
 struct pvclock_wall_clock { uint32_t version, sec, nsec; };
-_Static_assert(sizeof(struct pvclock_vcpu_time) == 32 && sizeof(struct pvclock_wall_clock) == 12, "KVM's layout");
+struct pv_steal_time { /* 64-byte aligned */
+    uint64_t steal_ns;
+    uint32_t version, flags;
+    uint8_t preempted, pad[47];
+};
+_Static_assert(sizeof(struct pvclock_vcpu_time) == 32 && sizeof(struct pvclock_wall_clock) == 12 && sizeof(struct pv_steal_time) == 64 &&
+               offsetof(struct pv_steal_time, preempted) == 16, "KVM's layout");
 
 uint64_t vcpu_guest_tsc(const struct vcpu *v) { return time_tsc() + v->tsc_offset; }
 
@@ -38,14 +58,14 @@ void vcpu_set_tsc_offset(struct vcpu *v, uint64_t offset)
  * the record there keeps its last contents, and the guest keeps its last clock. */
 static void write_time(struct vcpu *v)
 {
-    uint64_t gpa = v->pv_system_time & ~UINT64_C(3);
-    struct pvclock_vcpu_time t = {.version = v->pv_version + 1, .flags = PVCLOCK_TSC_STABLE};
+    uint64_t gpa = v->pv.system_time & ~UINT64_C(3);
+    struct pvclock_vcpu_time t = {.version = v->pv.clock_version + 1, .flags = PVCLOCK_TSC_STABLE};
     uint64_t shift_tsc = v->tsc_offset - v->vm->tsc_offset;
     t.tsc_timestamp = shift_tsc; /* the guest's TSC at the VM's time 0 */
     time_pvclock_scale(&t.tsc_to_system_mul, &t.tsc_shift);
     bool ok = dmm_write_guest(v->vm->space, gpa, &t.version, sizeof(t.version)) == DMM_FAULT_RETRY &&
               dmm_write_guest(v->vm->space, gpa + 4, (uint8_t *)&t + 4, sizeof(t) - 4) == DMM_FAULT_RETRY;
-    t.version = v->pv_version += 2;
+    t.version = v->pv.clock_version += 2;
     if (!ok || dmm_write_guest(v->vm->space, gpa, &t.version, sizeof(t.version)) != DMM_FAULT_RETRY)
         log_warn("vm: %s.vcpu%u: the clock record at gpa %#lx cannot be written", v->vm->name, v->id, gpa);
 }
@@ -62,11 +82,117 @@ static void write_wall_clock(struct vcpu *v, uint64_t gpa)
         log_warn("vm: %s.vcpu%u: the wall clock record at gpa %#lx cannot be written", v->vm->name, v->id, gpa);
 }
 
+/* ---- steal time ------------------------------------------------------------------------------------------------------------- */
+
+/* Readers on other vCPUs take nothing in while the version is odd. Stores become visible in the order written here. */
+void pv_record_steal(struct vcpu *v)
+{
+    struct pv_steal_time *r = v->pv.steal;
+    v->pv.steal_due = false;
+    if (!r)
+        return;
+    uint64_t waited_ns = thread_wait_ns(&v->thread);
+    v->pv.steal_ns += waited_ns - v->pv.waited_ns;
+    v->pv.waited_ns = waited_ns;
+    __atomic_store_n(&r->preempted, 0, __ATOMIC_RELEASE);
+    __atomic_store_n(&r->version, v->pv.steal_version + 1, __ATOMIC_RELEASE);
+    __atomic_store_n(&r->steal_ns, v->pv.steal_ns, __ATOMIC_RELEASE);
+    __atomic_store_n(&r->version, v->pv.steal_version += 2, __ATOMIC_RELEASE);
+}
+
+void pv_switched_out(struct vcpu *v)
+{
+    enum { PREEMPTED = 1 };
+    v->pv.steal_due = true;
+    if (v->counted && v->pv.steal && v->thread.state == THREAD_RUNNABLE)
+        __atomic_store_n(&v->pv.steal->preempted, PREEMPTED, __ATOMIC_RELEASE);
+}
+
+/* What the record says already counts on: a guest that takes a CPU out and in again keeps the sum it knows, as with KVM. */
+static void begin_steal(struct vcpu *v, struct pv_steal_time *r)
+{
+    v->pv.steal_ns = r->steal_ns;
+    v->pv.steal_version = (r->version + 1) & ~1u;
+    v->pv.waited_ns = thread_wait_ns(&v->thread);
+    v->pv.steal = r;
+    pv_record_steal(v);
+}
+
+/* ---- MSRs --------------------------------------------------------------------------------------------------------------------- */
+
+static gfn_t record_gfn(uint64_t msr_value) { return gpa_to_gfn(msr_value); }
+
+static void end_steal(struct vcpu *v)
+{
+    if (v->pv.steal) {
+        v->pv.steal = NULL;
+        dmm_unpin(v->vm->space, record_gfn(v->pv.steal_msr));
+    }
+    v->pv.steal_msr = 0;
+}
+
+static void end_eoi(struct vcpu *v)
+{
+    if (v->pv.eoi_msr & ENABLE) {
+        vm_platform()->irq.set_pv_eoi(v, NULL);
+        dmm_unpin(v->vm->space, record_gfn(v->pv.eoi_msr));
+    }
+    v->pv.eoi_msr = 0;
+}
+
+/* The record's address for good, or how the WRMSR ends otherwise. Alignment has been checked: a record lies in one page. */
+static enum pv_msr_result pin_record(struct vcpu *v, uint64_t gpa, void **record)
+{
+    enum dmm_fault_result why;
+    uint8_t *page = dmm_pin(v->vm->space, gpa_to_gfn(gpa), true, &why);
+    if (page) {
+        *record = page + gpa % PAGE_SIZE;
+        return PV_MSR_DONE;
+    }
+    if (why != DMM_FAULT_BLOCKED && why != DMM_FAULT_STALLED)
+        return PV_MSR_GP;
+    vcpu_wait_dmm(v, why, gpa_to_gfn(gpa));
+    return PV_MSR_AGAIN;
+}
+
+static enum pv_msr_result write_steal_msr(struct vcpu *v, uint64_t value)
+{
+    enum { RESERVED = 0x3e };
+    void *record = NULL;
+    if (value & RESERVED)
+        return PV_MSR_GP;
+    enum pv_msr_result r = value & ENABLE ? pin_record(v, value & ~ENABLE, &record) : PV_MSR_DONE;
+    if (r == PV_MSR_DONE) {
+        end_steal(v);
+        v->pv.steal_msr = value;
+        if (record)
+            begin_steal(v, record);
+    }
+    return r;
+}
+
+static enum pv_msr_result write_eoi_msr(struct vcpu *v, uint64_t value)
+{
+    void *word = NULL;
+    if (value & 2)
+        return PV_MSR_GP;
+    enum pv_msr_result r = value & ENABLE ? pin_record(v, value & ~ENABLE, &word) : PV_MSR_DONE;
+    if (r == PV_MSR_DONE) {
+        end_eoi(v);
+        v->pv.eoi_msr = value;
+        if (word)
+            vm_platform()->irq.set_pv_eoi(v, word);
+    }
+    return r;
+}
+
 bool pv_rdmsr(struct vcpu *v, uint32_t msr, uint64_t *value)
 {
     switch (msr) {
-    case MSR_KVM_WALL_CLOCK: case MSR_KVM_WALL_CLOCK_NEW: *value = v->pv_wall_clock; return true;
-    case MSR_KVM_SYSTEM_TIME: case MSR_KVM_SYSTEM_TIME_NEW: *value = v->pv_system_time; return true;
+    case MSR_KVM_WALL_CLOCK: case MSR_KVM_WALL_CLOCK_NEW: *value = v->pv.wall_clock; return true;
+    case MSR_KVM_SYSTEM_TIME: case MSR_KVM_SYSTEM_TIME_NEW: *value = v->pv.system_time; return true;
+    case MSR_KVM_STEAL_TIME: *value = v->pv.steal_msr; return true;
+    case MSR_KVM_PV_EOI_EN: *value = v->pv.eoi_msr; return true;
     default: return false;
     }
 }
@@ -77,40 +203,52 @@ static bool lies_in_ram(const struct vcpu *v, uint64_t gpa, unsigned size)
     return dmm_gfn_is_ram(v->vm->space, gpa_to_gfn(gpa)) && dmm_gfn_is_ram(v->vm->space, gpa_to_gfn(gpa + size - 1));
 }
 
-/* True with *gp: the record would not lie in memory. */
-bool pv_wrmsr(struct vcpu *v, uint32_t msr, uint64_t value, bool *gp)
+static enum pv_msr_result write_wall_clock_msr(struct vcpu *v, uint64_t value)
+{
+    if (!lies_in_ram(v, value, sizeof(struct pvclock_wall_clock)))
+        return PV_MSR_GP;
+    v->pv.wall_clock = value;
+    write_wall_clock(v, value);
+    return PV_MSR_DONE;
+}
+
+static enum pv_msr_result write_system_time_msr(struct vcpu *v, uint64_t value)
+{
+    if ((value & ENABLE) && ((value & 2) || !lies_in_ram(v, value & ~UINT64_C(3), sizeof(struct pvclock_vcpu_time))))
+        return PV_MSR_GP;
+    v->pv.system_time = value;
+    pv_refresh(v);
+    return PV_MSR_DONE;
+}
+
+enum pv_msr_result pv_wrmsr(struct vcpu *v, uint32_t msr, uint64_t value)
 {
     switch (msr) {
-    case MSR_KVM_WALL_CLOCK: case MSR_KVM_WALL_CLOCK_NEW:
-        if (!(*gp = !lies_in_ram(v, value, sizeof(struct pvclock_wall_clock)))) {
-            v->pv_wall_clock = value;
-            write_wall_clock(v, value);
-        }
-        return true;
-    case MSR_KVM_SYSTEM_TIME: case MSR_KVM_SYSTEM_TIME_NEW:
-        *gp = (value & SYSTEM_TIME_ENABLE) && ((value & 2) || !lies_in_ram(v, value & ~UINT64_C(3), sizeof(struct pvclock_vcpu_time)));
-        if (!*gp) {
-            v->pv_system_time = value;
-            pv_refresh(v);
-        }
-        return true;
-    default: return false;
+    case MSR_KVM_WALL_CLOCK: case MSR_KVM_WALL_CLOCK_NEW: return write_wall_clock_msr(v, value);
+    case MSR_KVM_SYSTEM_TIME: case MSR_KVM_SYSTEM_TIME_NEW: return write_system_time_msr(v, value);
+    case MSR_KVM_STEAL_TIME: return write_steal_msr(v, value);
+    case MSR_KVM_PV_EOI_EN: return write_eoi_msr(v, value);
+    default: return PV_MSR_NOT_MINE;
     }
 }
 
 void pv_refresh(struct vcpu *v)
 {
-    if (v->pv_system_time & SYSTEM_TIME_ENABLE)
+    if (v->pv.system_time & ENABLE)
         write_time(v);
 }
 
-void pv_vcpu_reset(struct vcpu *v) { v->pv_system_time = v->pv_wall_clock = 0; }
-
-/* No hypercall is offered: each gets KVM's answer for one that does not exist, so a guest may probe. */
-void pv_hypercall(struct vcpu *v)
+/* The wall clock's is no register of the vCPU with KVM, and nothing goes on in it. */
+void pv_vcpu_init_signal(struct vcpu *v)
 {
-    enum { HYPERCALL_UNKNOWN = -1000, HYPERCALL_NOT_PERMITTED = -1 };
-    if (!vcpu_skip(v))
-        return;
-    v->gpr[GPR_RAX] = (uint64_t)(int64_t)(hvm()->cpl(v) ? HYPERCALL_NOT_PERMITTED : HYPERCALL_UNKNOWN);
+    end_steal(v);
+    end_eoi(v);
+    v->pv.system_time = 0;
+    v->pv.unhalted = false;
+}
+
+void pv_vcpu_reset(struct vcpu *v)
+{
+    pv_vcpu_init_signal(v);
+    v->pv.wall_clock = 0;
 }

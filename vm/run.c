@@ -189,6 +189,7 @@ static void take_init(struct vcpu *v)
     }
     hvm()->vcpu_reset(v);
     vm_platform()->vcpu_reset(v);
+    pv_vcpu_init_signal(v);
     memset(v->len_cache, 0, sizeof(v->len_cache));
     v->irq_window = false;
     v->cr8_seen = 0;
@@ -264,7 +265,7 @@ static bool kicked(void *arg) { return ((struct vcpu *)arg)->kick_pending; }
 
 static bool wakes_from_halt(struct vcpu *v)
 {
-    return v->nmi_pending || v->init_pending || ((v->rflags & RFLAGS_IF) && vm_platform()->irq.pending(v) >= 0);
+    return pv_take_unhalt(v) || v->nmi_pending || v->init_pending || ((v->rflags & RFLAGS_IF) && vm_platform()->irq.pending(v) >= 0);
 }
 
 /* Sleeps until the vCPU has a reason to run: an interrupt that its HLT waits for, or the SIPI that starts it. */
@@ -372,6 +373,8 @@ _Static_assert(VM_EXIT_KIND_COUNT <= 32, "a word of kinds");
 
 static inline void enter_once(struct vcpu *v, const struct hvm_ops *h, const struct vm_irq_ops *irq)
 {
+    if (unlikely(v->pv.steal_due))
+        pv_record_steal(v);
     if (unlikely(v->nmi_pending))
         deliver_nmi(v);
     if (unlikely(v->irq_check))
@@ -413,12 +416,16 @@ static void run_until_parked(struct vcpu *v)
     }
 }
 
-static void spill_on_switch(struct thread *t) { fpu_spill(t->priv); }
+static void switched_out(struct thread *t)
+{
+    fpu_spill(t->priv);
+    pv_switched_out(t->priv);
+}
 
 void vcpu_thread(void *arg)
 {
     struct vcpu *v = arg;
-    thread_current()->switch_out = spill_on_switch;
+    thread_current()->switch_out = switched_out;
     while (vm_park(v))
         run_until_parked(v);
 }

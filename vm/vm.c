@@ -142,7 +142,6 @@ static void power_on(struct vm *vm)
         ops->vcpu_reset(v);
         fpu_vcpu_reset(v);
         msr_vcpu_reset(v);
-        pv_vcpu_reset(v);
         vcpu_set_tsc_offset(v, vm->tsc_offset);
     }
     platform->reset(vm);
@@ -158,11 +157,19 @@ static enum vm_result load_result_of(enum load_result r)
     }
 }
 
+/* All vCPUs are parked. */
+static void clear_memory(struct vm *vm)
+{
+    for (unsigned n = 0; n < vm->vcpu_count; n++)
+        pv_vcpu_reset(vm->vcpus[n]);
+    dmm_space_clear(vm->space);
+}
+
 /* Fresh memory with the image in it, and the vCPUs at the start. All vCPUs are parked; the caller has the VM to itself. */
 static enum vm_result prepare(struct vm *vm, char *why)
 {
     struct load_entry entry = {0};
-    dmm_space_clear(vm->space);
+    clear_memory(vm);
     power_on(vm);
     uint64_t rsdp_gpa = platform->write_firmware_tables(vm);
     if (!rsdp_gpa)
@@ -188,7 +195,7 @@ static void become_stopped(struct vm *vm)
     spin_unlock(&vm->lock);
     for (unsigned n = 0; n < vm->vcpu_count; n++)
         vm->vcpus[n]->state = VCPU_STOPPED;
-    dmm_space_clear(vm->space); /* others may be waiting for frames */
+    clear_memory(vm); /* others may be waiting for frames */
     log_info("vm: %s stopped: %s", vm->name, vm->stop_reason);
     waitq_wake_all(console_input_waitq()); /* someone may be watching its console */
 }
@@ -317,6 +324,7 @@ static void vcpu_destroy(struct vcpu *v)
         thread_join(&v->thread);
         stack_free(v->thread.stack_base, VCPU_STACK_BYTES);
     }
+    pv_vcpu_reset(v); /* no pin is left */
     if (v->vlapic)
         platform->vcpu_destroy(v);
     if (v->hvm)
@@ -524,7 +532,7 @@ static enum vm_result start(struct vm *vm, char *why)
     wait_parked(vm);
     enum vm_result r = prepare(vm, why);
     if (r != VM_OK) {
-        dmm_space_clear(vm->space);
+        clear_memory(vm);
         return r;
     }
     platform->pause(vm, false);

@@ -23,6 +23,18 @@ enum vcpu_state { VCPU_OFFLINE /* waits for INIT-SIPI or for start */, VCPU_RUNN
 
 struct vm_exit_stat { uint64_t count, tsc; };
 
+/* What KVM's paravirtual interface keeps per vCPU: vm/pv.c. */
+struct pv_steal_time;
+struct vcpu_pv {
+    uint64_t system_time, wall_clock, steal_msr, eoi_msr; /* (v) the MSRs as written */
+    uint32_t clock_version, steal_version; /* (v) */
+    struct pv_steal_time *steal; /* (v) pinned; NULL: not enabled */
+    uint64_t steal_ns;         /* (v) what the record says */
+    uint64_t waited_ns;        /* (v) thread_wait_ns() then */
+    bool steal_due;            /* (v) the thread was switched out since */
+    volatile bool unhalted;    /* (a) KVM_HC_KICK_CPU came: its next HLT, or the one it is in, is over */
+};
+
 struct vcpu {
     uint64_t gpr[GPR_COUNT];   /* (v) all sixteen, RSP and RAX included, valid outside hvm->run() */
     uint64_t rip, rflags;      /* (v) */
@@ -44,7 +56,7 @@ struct vcpu {
     void *vlapic;              /* (c) vdev/vlapic.c */
     bool fpu_live;             /* (v) the CPU's vector registers are this vCPU's: fpu.c */
     uint64_t tsc_aux;          /* (v) */
-    uint64_t pv_system_time, pv_wall_clock; uint32_t pv_version; /* (v) pv.c */
+    struct vcpu_pv pv;
     struct vcpu_msrs *msrs;    /* (c) msr.c: registers that only software gives a meaning */
     struct { uint64_t rip; uint8_t kind, len; } len_cache[16]; /* (v) run.c */
     enum dmm_fault_result fault_result; /* (v) of the nested fault being handled */

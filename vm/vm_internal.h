@@ -25,17 +25,23 @@ bool cpuid_vm_init(struct vm *vm);         /* vm->cpuid; false: out of memory */
 void cpuid_vm_fini(struct vm *vm);
 bool cpuid_vm_shows(const struct vm *vm, uint32_t feature /* enum cpuid_feature */);
 
-/* ---- msr.c, pv.c, cr.c: each handler leaves RIP behind the instruction or has injected an exception ---------------------- */
+/* ---- msr.c, pv*.c, cr.c: each handler leaves RIP behind the instruction or has injected an exception ---------------------- */
 bool msr_vcpu_init(struct vcpu *v);
 void msr_vcpu_fini(struct vcpu *v);
 void msr_vcpu_reset(struct vcpu *v);
 void msr_handle_read(struct vcpu *v);
 void msr_handle_write(struct vcpu *v);
 bool pv_rdmsr(struct vcpu *v, uint32_t msr, uint64_t *value);
-bool pv_wrmsr(struct vcpu *v, uint32_t msr, uint64_t value, bool *gp);
+enum pv_msr_result { PV_MSR_NOT_MINE, PV_MSR_DONE, PV_MSR_GP, PV_MSR_AGAIN /* has waited for memory; nothing happened */ };
+enum pv_msr_result pv_wrmsr(struct vcpu *v, uint32_t msr, uint64_t value);
+/* Power-on state, no pin left: before the VM's memory is cleared. The vCPU is parked. */
 void pv_vcpu_reset(struct vcpu *v);
+void pv_vcpu_init_signal(struct vcpu *v);  /* INIT */
+void pv_record_steal(struct vcpu *v);      /* before an entry, if v->pv.steal_due */
+void pv_switched_out(struct vcpu *v);      /* the thread's switch_out hook; interrupts off */
 void pv_refresh(struct vcpu *v);           /* after its TSC offset has changed */
 void pv_hypercall(struct vcpu *v);
+bool pv_take_unhalt(struct vcpu *v);       /* HLT is not to wait, or no longer */
 void cr_handle_cr(struct vcpu *v);
 void cr_handle_dr(struct vcpu *v);
 bool cr_set_efer(struct vcpu *v, uint64_t value); /* false: #GP */

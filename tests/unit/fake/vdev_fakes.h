@@ -89,6 +89,7 @@ void *kzalloc(size_t bytes) { return calloc(1, bytes); }
 void kfree(void *p) { free(p); }
 
 static UNUSED uint8_t fake_acpi[GUEST_ACPI_SIZE];
+#ifndef FAKE_GUEST_MEMORY_IS_ELSEWHERE
 enum dmm_fault_result dmm_write_guest(struct dmm_space *s, uint64_t gpa, const void *buf, size_t len)
 {
     (void)s;
@@ -96,11 +97,15 @@ enum dmm_fault_result dmm_write_guest(struct dmm_space *s, uint64_t gpa, const v
     memcpy(fake_acpi + (gpa - GUEST_ACPI_GPA), buf, len);
     return DMM_FAULT_RETRY;
 }
+#endif
 
 void vcpu_kick(struct vcpu *v) { v->kick_pending = true; fake_kicks++; }
 static uint8_t fake_cr8;
 static void fake_set_cr8(struct vcpu *v, uint8_t c) { (void)v; FAKE_CHECK(c < 16); fake_cr8 = c; }
-static const struct hvm_ops fake_hvm_ops = {.name = "fake", .set_cr8 = fake_set_cr8};
+static unsigned fake_cpl;
+static unsigned fake_get_cpl(struct vcpu *v) { (void)v; return fake_cpl; }
+static void fake_set_tsc_offset(struct vcpu *v, uint64_t offset) { (void)v, (void)offset; }
+static const struct hvm_ops fake_hvm_ops = {.name = "fake", .set_cr8 = fake_set_cr8, .cpl = fake_get_cpl, .set_tsc_offset = fake_set_tsc_offset};
 const struct hvm_ops *hvm(void) { return &fake_hvm_ops; }
 void vm_request_stop(struct vm *vm, int exit_code, const char *fmt, ...)
 {

@@ -103,8 +103,9 @@ void pv_record_steal(struct vcpu *v)
 void pv_switched_out(struct vcpu *v)
 {
     enum { PREEMPTED = 1 };
+    enum thread_state s = v->thread.state;
     v->pv.steal_due = true;
-    if (v->counted && v->pv.steal && v->thread.state == THREAD_RUNNABLE)
+    if (v->counted && v->pv.steal && (s == THREAD_RUNNABLE || s == THREAD_THROTTLED))
         __atomic_store_n(&v->pv.steal->preempted, PREEMPTED, __ATOMIC_RELEASE);
 }
 

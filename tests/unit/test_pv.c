@@ -203,11 +203,15 @@ static void steal_record(void **state)
     assert_true(v->pv.steal_due && ram[AT + 16] == 1 && u64_at(AT) == 0);
     pv_record_steal(v);
     assert_true(!v->pv.steal_due && ram[AT + 16] == 0 && u64_at(AT) == 700 && u32_at(AT + 8) == 4);
+    switched_out(v, THREAD_THROTTLED); /* by a cap: it wants to run, too */
+    assert_int_equal(ram[AT + 16], 1);
     wait_ns += 50;
+    pv_record_steal(v);
+    assert_true(ram[AT + 16] == 0 && u64_at(AT) == 750 && u32_at(AT + 8) == 6);
     switched_out(v, THREAD_BLOCKED); /* it sleeps: nobody took anything from it */
     assert_int_equal(ram[AT + 16], 0);
     pv_record_steal(v);
-    assert_true(u64_at(AT) == 750 && u32_at(AT + 8) == 6);
+    assert_true(u64_at(AT) == 750 && u32_at(AT + 8) == 8);
 
     v->counted = false; /* parked: the memory may be someone else's by now */
     switched_out(v, THREAD_RUNNABLE);
@@ -217,7 +221,7 @@ static void steal_record(void **state)
     memset(ram + AT, 0xff, 64); /* the guest writes into it: its own loss, and not for long */
     wait_ns += 1;
     pv_record_steal(v);
-    assert_true(u64_at(AT) == 751 && u32_at(AT + 8) == 8 && ram[AT + 16] == 0);
+    assert_true(u64_at(AT) == 751 && u32_at(AT + 8) == 10 && ram[AT + 16] == 0);
     memcpy(rest + AT, ram + AT, 64);
     assert_memory_equal(ram, rest, sizeof ram); /* and nothing else was written */
 
@@ -478,7 +482,8 @@ static void send_ipi(void **state)
     assert_int_equal(call(v, 10, 1, 0, BIT64(32), 0x56), 1); /* the lowest id has 32 bits */
     assert_int_equal(take(vm->vcpus[0]), 0x56);
     assert_int_equal(call(v, 10, 0, 0, 0, 0x55), 0);
-    static const uint64_t bad[] = {0x0f, 0x00, 0x155, 0x255, 0x355, 0x500, 0x600, 0x755, 0x855, 0x40055, 0x80055, 0xc0055, 0x100055, BIT64(32) | 0x55, BIT64(63) | 0x55};
+    static const uint64_t bad[] = {0x0f, 0x00, 0x155, 0x255, 0x355, 0x500, 0x600, 0x755, 0x855, 0x40055, 0x80055, 0xc0055, 0x100055,
+        BIT64(32) | 0x55, BIT64(63) | 0x55};
     for (unsigned n = 0; n < ARRAY_SIZE(bad); n++)
         assert_int_equal(call(v, 10, 1, 0, 0, bad[n]), -22);
     assert_int_equal(pending(vm->vcpus[0]), -1);

@@ -26,7 +26,7 @@
 #include "x86/idt.h"
 
 static struct run_queue *queues[MAX_PCPUS];
-static unsigned waiting;       /* (a) threads in ready lists, on all CPUs */
+static unsigned waiting, waiting_vcpus; /* (a) threads in ready lists, on all CPUs */
 static unsigned idle_cpus;     /* (a) that have announced themselves */
 
 struct run_queue *runq_of(unsigned pcpu) { return pcpu < MAX_PCPUS ? __atomic_load_n(&queues[pcpu], __ATOMIC_ACQUIRE) : NULL; }
@@ -131,7 +131,8 @@ static void insert_by_vtime(struct run_queue *q, struct thread *t)
     while (after != &q->ready[THREAD_PRIO_VCPU] && fair_before(t->vtime, list_entry(after, struct thread, run_node)->vtime))
         after = after->prev;
     list_insert(&t->run_node, after, after->next);
-    q->ready_weight += t->weight;
+    t->queued_weight = t->weight;
+    q->ready_weight += t->queued_weight;
     q->head_vtime = list_first(&q->ready[THREAD_PRIO_VCPU], struct thread, run_node)->vtime;
 }
 
@@ -150,6 +151,8 @@ static void enqueue(struct run_queue *q, struct thread *t, uint64_t now)
     }
     q->ready_mask |= 1u << t->prio;
     __atomic_fetch_add(&waiting, 1, __ATOMIC_RELAXED);
+    if (is_vcpu(t))
+        __atomic_fetch_add(&waiting_vcpus, 1, __ATOMIC_RELAXED);
 }
 
 static void dequeue(struct run_queue *q, struct thread *t)
@@ -159,13 +162,15 @@ static void dequeue(struct run_queue *q, struct thread *t)
     if (list_empty(l))
         q->ready_mask &= ~(1u << t->prio);
     if (is_vcpu(t)) {
-        q->ready_weight -= t->weight;
+        q->ready_weight -= t->queued_weight;
         if (!list_empty(l))
             q->head_vtime = list_first(l, struct thread, run_node)->vtime;
     }
     if (q->buddy == t)
         q->buddy = NULL;
     __atomic_fetch_sub(&waiting, 1, __ATOMIC_RELAXED);
+    if (is_vcpu(t))
+        __atomic_fetch_sub(&waiting_vcpus, 1, __ATOMIC_RELAXED);
 }
 
 static int best_ready_prio(const struct run_queue *q)
@@ -469,6 +474,8 @@ void runq_finish(struct run_queue *q)
 
 /* ---- slices ---------------------------------------------------------------------------------------------------------------------------- */
 
+bool thread_vcpus_wait(void) { return __atomic_load_n(&waiting_vcpus, __ATOMIC_RELAXED); }
+
 /* When the timer interrupt must look at the current thread again; UINT64_MAX: it has no rival. Interrupts off. */
 uint64_t sched_slice_deadline(void)
 {
@@ -477,7 +484,7 @@ uint64_t sched_slice_deadline(void)
     if (t == &q->idle)
         return UINT64_MAX;
     __atomic_store_n(&q->unwatched, true, __ATOMIC_SEQ_CST); /* before looking: a rival that comes now sees it */
-    bool rivals = q->ready_mask >> t->prio & 1 || (is_vcpu(t) && __atomic_load_n(&waiting, __ATOMIC_RELAXED));
+    bool rivals = q->ready_mask >> t->prio & 1 || (is_vcpu(t) && thread_vcpus_wait());
     uint64_t end = rivals ? t->slice_end_ns : UINT64_MAX;
     if (t->cap_ns && t->cap_left_ns >= 0)
         end = MIN(end, q->charged_ns + (uint64_t)t->cap_left_ns);
@@ -493,7 +500,8 @@ void sched_check_slice(uint64_t now_ns)
 
 /* ---- settings, from any thread ------------------------------------------------------------------------------------------------------------ */
 
-/* The queue of a thread, locked: it cannot change queues while that is held. */
+/* The queue that a thread is on, or was on last, locked. If it is on that queue it cannot leave; if it is on none, as one that moves is for a
+ * moment, it may come to another one meanwhile: is_queued_on() tells. */
 static struct run_queue *lock_queue(struct thread *t)
 {
     for (;;) {
@@ -505,16 +513,20 @@ static struct run_queue *lock_queue(struct thread *t)
     }
 }
 
-static bool is_queued(const struct thread *t) { return !list_empty(&t->run_node); }
+/* enqueue() says where before it links the thread, so whoever sees the link sees where. */
+static bool is_queued_on(const struct thread *t, const struct run_queue *q)
+{
+    if (__atomic_load_n(&t->run_node.next, __ATOMIC_ACQUIRE) == &t->run_node)
+        return false;
+    return t->pcpu == q->id;
+}
 
 void thread_set_weight(struct thread *t, uint32_t weight)
 {
     uint64_t flags = irq_save();
     struct run_queue *q = lock_queue(t);
     weight = MAX(1u, MIN(weight, THREAD_WEIGHT_MAX));
-    if (is_queued(t) && is_vcpu(t))
-        q->ready_weight += weight - (uint64_t)t->weight;
-    t->weight = weight;
+    t->weight = weight; /* counts from the next time that it is queued */
     spin_unlock(&q->lock);
     irq_restore(flags);
 }
@@ -544,7 +556,7 @@ bool thread_set_affinity(struct thread *t, const struct cpu_set *set)
     uint64_t flags = irq_save();
     struct run_queue *q = lock_queue(t);
     t->affinity = *set;
-    bool leave = !may_run_on(t, q), moves = leave && is_queued(t) && !t->on_cpu, runs = leave && q->current == t;
+    bool leave = !may_run_on(t, q), moves = leave && is_queued_on(t, q) && !t->on_cpu, runs = leave && q->current == t;
     if (moves)
         dequeue(q, t);
     if (runs)
@@ -563,7 +575,7 @@ void thread_times(struct thread *t, uint64_t *run_ns, uint64_t *wait_ns)
     uint64_t flags = irq_save(), now = time_ns();
     struct run_queue *q = lock_queue(t);
     *run_ns = t->run_ns + (q->current == t && now > q->charged_ns ? now - q->charged_ns : 0);
-    *wait_ns = t->wait_ns + (is_queued(t) && now > t->ready_since_ns ? now - t->ready_since_ns : 0);
+    *wait_ns = t->wait_ns + (is_queued_on(t, q) && now > t->ready_since_ns ? now - t->ready_since_ns : 0);
     spin_unlock(&q->lock);
     irq_restore(flags);
 }
@@ -583,7 +595,7 @@ void thread_yield_to(struct thread *t)
 {
     uint64_t flags = irq_save();
     struct run_queue *q = lock_queue(t);
-    bool waits = is_queued(t) && is_vcpu(t), here = q->id == cpu_id();
+    bool waits = is_queued_on(t, q) && is_vcpu(t), here = q->id == cpu_id();
     if (waits) {
         q->buddy = t;
         percpu_of(q->id)->need_resched |= runs_vcpu(q);

@@ -70,7 +70,8 @@ struct thread {
     struct waitq *waiting_on;
     volatile bool timed_out; /* (a) */
     struct cpu_set affinity; /* (q) where it may run */
-    uint32_t weight;         /* (q) of a vCPU against other vCPUs */
+    uint32_t weight;         /* of a vCPU against other vCPUs */
+    uint32_t queued_weight;  /* (q) what it was when it was queued */
     uint64_t vtime;          /* (q) CPU time divided by weight: core/fair.h */
     uint64_t slice_end_ns;   /* (q) */
     uint64_t ready_since_ns; /* (q) */
@@ -102,6 +103,7 @@ void thread_yield_to(struct thread *t);
 bool thread_need_resched(void);           /* cheap: one per-CPU flag; set by timer and wake-ups */
 void thread_resched_point(void);          /* yields if thread_need_resched() */
 
+bool thread_vcpus_wait(void);             /* is a vCPU ready and waiting for a CPU, anywhere? One load */
 /* A vCPU's share against others', 1..THREAD_WEIGHT_MAX, and the most it may use, in percent of a CPU (0: no limit). Any thread. */
 void thread_set_weight(struct thread *t, uint32_t weight);
 void thread_set_cap(struct thread *t, unsigned percent);

@@ -31,6 +31,9 @@
 #define MISC3_ALWAYS                                                                                       \
     (SVM_MISC3(SVM_EXIT_INVLPGB) | SVM_MISC3(SVM_EXIT_INVLPGB_ILLEGAL) | SVM_MISC3(SVM_EXIT_MCOMMIT) | SVM_MISC3(SVM_EXIT_TLBSYNC))
 
+#define PAUSE_COUNT 3000
+#define PAUSE_THRESHOLD 128
+
 bool svm_vm_init(struct vm *vm)
 {
     (void)vm; /* the permission maps are shared: every guest may as little as the next */
@@ -51,6 +54,21 @@ static void set_intercepts(struct vmcb_control *c)
     c->msrpm_hpa = svm_msrpm_hpa();
     c->v_intr_masking = SVM_V_INTR_MASKING;
     c->np_enable = 1;
+    if (svm_features()->pause_filter) { /* 15.14.4: so many PAUSEs in a row, each soon after the last: a spin of some 30 us */
+        c->misc1 |= SVM_MISC1(SVM_EXIT_PAUSE);
+        c->pause_count = PAUSE_COUNT;
+        c->pause_threshold = PAUSE_THRESHOLD;
+    }
+}
+
+void svm_set_pause_exits(struct vcpu *v, bool on)
+{
+    struct svm_vcpu *s = svm_of(v);
+    uint32_t bit = SVM_MISC1(SVM_EXIT_PAUSE), misc1 = on ? s->vmcb->c.misc1 | bit : s->vmcb->c.misc1 & ~bit;
+    if (svm_features()->pause_filter || misc1 == s->vmcb->c.misc1)
+        return;
+    s->vmcb->c.misc1 = misc1;
+    svm_dirty(s, SVM_CLEAN_INTERCEPTS);
 }
 
 bool svm_vcpu_init(struct vcpu *v)

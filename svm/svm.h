@@ -30,7 +30,7 @@ static inline struct svm_vcpu *svm_of(const struct vcpu *v) { return v->hvm; }
 static inline struct vmcb *vmcb_of(const struct vcpu *v) { return svm_of(v)->vmcb; }
 static inline void svm_dirty(struct svm_vcpu *s, uint64_t groups) { s->clean &= ~(uint32_t)groups; }
 
-struct svm_features { uint32_t asids; bool nrips, decode_assists, flush_by_asid, vmcb_clean, honours_shadow; };
+struct svm_features { uint32_t asids; bool nrips, decode_assists, flush_by_asid, vmcb_clean, honours_shadow, pause_filter; };
 
 /* One for each CPU that has been enabled; this_cpu()->slot[PERCPU_HVM]. */
 struct svm_cpu {
@@ -57,6 +57,7 @@ void svm_vm_fini(struct vm *vm);
 bool svm_vcpu_init(struct vcpu *v);
 void svm_vcpu_fini(struct vcpu *v);
 void svm_vcpu_reset(struct vcpu *v);
+void svm_set_pause_exits(struct vcpu *v, bool on);
 
 /* svm/msr.c: registers as the guest sees them */
 void svm_get_sregs(struct vcpu *v, struct vcpu_sregs *out);

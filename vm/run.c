@@ -338,6 +338,48 @@ static void stop_on_exit(struct vcpu *v)
                     x->raw_info1, x->raw_info2);
 }
 
+/* The next vCPU of the VM that is ready to run and waits: best one that did not itself give way while it spun. NULL: none. */
+static struct vcpu *preempted_sibling(struct vcpu *v)
+{
+    struct vm *vm = v->vm;
+    struct vcpu *spinner = NULL;
+    for (unsigned n = 1; n <= vm->vcpu_count; n++) {
+        struct vcpu *other = vm->vcpus[(v->yield_next + n) % vm->vcpu_count];
+        if (other == v || other->thread.state != THREAD_RUNNABLE)
+            continue;
+        if (!other->gave_way)
+            return other;
+        spinner = spinner ? spinner : other;
+    }
+    return spinner;
+}
+
+/* What this vCPU spins for may be held by another one that has been preempted: that one gets the CPU. */
+static void handle_pause(struct vcpu *v)
+{
+    vcpu_skip(v);
+    if (!thread_vcpus_wait()) {
+        hvm()->set_pause_exits(v, false);
+        return;
+    }
+    struct vcpu *other = preempted_sibling(v);
+    v->gave_way = true;
+    if (other) {
+        v->yield_next = other->id;
+        thread_yield_to(&other->thread);
+    } else {
+        thread_yield();
+    }
+    v->gave_way = false;
+}
+
+/* While CPUs are scarce a spin is not left to go on for a whole slice. */
+static void came_back(struct vcpu *v)
+{
+    if (v->vm->vcpu_count > 1 && thread_vcpus_wait())
+        hvm()->set_pause_exits(v, true);
+}
+
 static void handle_exit(struct vcpu *v)
 {
     switch (v->exit.kind) {
@@ -355,7 +397,7 @@ static void handle_exit(struct vcpu *v)
     case VM_EXIT_DR_ACCESS: cr_handle_dr(v); return;
     case VM_EXIT_EXCEPTION: handle_exception(v); return;
     case VM_EXIT_HYPERCALL: pv_hypercall(v); return;
-    case VM_EXIT_PAUSE: vcpu_skip(v); thread_yield(); return;
+    case VM_EXIT_PAUSE: handle_pause(v); return;
     case VM_EXIT_RDTSC: handle_rdtsc(v); return;
     case VM_EXIT_INVD: vcpu_skip(v); return; /* guest memory is write-back and coherent: nothing to write or lose */
     case VM_EXIT_XSETBV: handle_xsetbv(v); return;
@@ -410,6 +452,7 @@ static void run_until_parked(struct vcpu *v)
         }
         if (unlikely(this_cpu()->need_resched)) {
             thread_resched_point();
+            came_back(v);
             continue;
         }
         enter_once(v, h, irq);

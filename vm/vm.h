@@ -64,6 +64,8 @@ struct vcpu {
     uint8_t cr8_seen;          /* (v) what the vlapic knows of CR8 */
     bool irq_window;           /* (v) asked the back end for one */
     bool wait_for_sipi;        /* (v) */
+    unsigned yield_next;       /* (v) whom a spin gave way to last */
+    volatile bool gave_way;    /* (v) it does not run because it spun: read by its siblings */
     bool counted;              /* (l) of the VM: in running_vcpus */
     struct vm_exit exit;       /* (v) the exit being handled */
     struct vm_exit_stat stats[VM_EXIT_KIND_COUNT]; /* (v) read by anyone */

@@ -19,6 +19,9 @@
 #include "x86/idt.h"
 #include "x86/percpu.h"
 
+#define PLE_GAP 128
+#define PLE_WINDOW 16384
+
 static int evict_vector = -1;
 
 bool vmx_vm_init(struct vm *vm)
@@ -130,6 +133,10 @@ static void write_controls(struct vmx_vcpu *s)
     vmwrite(VMCS_PIN_CONTROLS, f->pin);
     vmwrite(VMCS_PROC_CONTROLS, s->proc_controls);
     vmwrite(VMCS_PROC2_CONTROLS, f->proc2);
+    if (f->proc2 & VMX_PROC2_PAUSE_LOOP) { /* 26.1.3: PAUSEs no further apart than the gap, for as long as the window, in TSC ticks */
+        vmwrite(VMCS_PLE_GAP, PLE_GAP);
+        vmwrite(VMCS_PLE_WINDOW, PLE_WINDOW);
+    }
     vmwrite(VMCS_EXIT_CONTROLS, f->exit);
     vmwrite(VMCS_ENTRY_CONTROLS, s->entry_controls);
     vmwrite(VMCS_EXCEPTION_BITMAP, 1u << X86_DB | 1u << X86_AC | 1u << X86_MC);

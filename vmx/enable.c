@@ -71,7 +71,7 @@ static const struct control_word {
          VMX_PROC_NMI_WINDOW,
      offsetof(struct vmx_features, proc)},
     {"secondary processor-based", MSR_VMX_PROCBASED_CTLS2, proc2_names, ARRAY_SIZE(proc2_names),
-     VMX_PROC2_EPT | VMX_PROC2_UNRESTRICTED | VMX_PROC2_WBINVD, VMX_PROC2_VPID | VMX_PROC2_RDTSCP | VMX_PROC2_INVPCID, 0,
+     VMX_PROC2_EPT | VMX_PROC2_UNRESTRICTED | VMX_PROC2_WBINVD, VMX_PROC2_VPID | VMX_PROC2_RDTSCP | VMX_PROC2_INVPCID | VMX_PROC2_PAUSE_LOOP, 0,
      offsetof(struct vmx_features, proc2)},
     {"VM-exit", MSR_VMX_EXIT_CTLS, exit_names, ARRAY_SIZE(exit_names),
      VMX_EXIT_SAVE_DEBUG | VMX_EXIT_HOST_64 | VMX_EXIT_LOAD_PAT | VMX_EXIT_LOAD_EFER, 0, VMX_EXIT_ACK_INTERRUPT,

@@ -70,6 +70,12 @@ static void set_proc_control(struct vcpu *v, uint32_t bit, bool on)
 void vmx_request_irq_window(struct vcpu *v, bool on) { set_proc_control(v, VMX_PROC_IRQ_WINDOW, on); }
 void vmx_request_nmi_window(struct vcpu *v, bool on) { set_proc_control(v, VMX_PROC_NMI_WINDOW, on); }
 
+void vmx_set_pause_exits(struct vcpu *v, bool on)
+{
+    if (!(vmx_features()->proc2 & VMX_PROC2_PAUSE_LOOP))
+        set_proc_control(v, VMX_PROC_PAUSE, on);
+}
+
 bool vmx_nmi_blocked(struct vcpu *v)
 {
     vmx_current(v);

@@ -123,6 +123,7 @@ bool vmx_event_pending(struct vcpu *v);
 void vmx_request_irq_window(struct vcpu *v, bool on);
 bool vmx_nmi_blocked(struct vcpu *v);
 void vmx_request_nmi_window(struct vcpu *v, bool on);
+void vmx_set_pause_exits(struct vcpu *v, bool on);
 void vmx_clear_interrupt_shadow(struct vcpu *v);
 /* The VMCS is current. */
 static inline void vmx_clear_shadow(void)

@@ -58,6 +58,8 @@ enum vcpu_reg { VCPU_CR0, VCPU_CR2, VCPU_CR3, VCPU_CR4, VCPU_EFER, VCPU_DR6, VCP
     OP(void, request_irq_window, (struct vcpu *vcpu, bool on))                                             \
     OP(bool, nmi_blocked, (struct vcpu *vcpu))                                                             \
     OP(void, request_nmi_window, (struct vcpu *vcpu, bool on))                                             \
+    /* The guest spins with PAUSE: should that exit? Where the CPU can tell a long spin by itself it does, whatever this says. */        \
+    OP(void, set_pause_exits, (struct vcpu *vcpu, bool on))                                                \
     OP(void, clear_interrupt_shadow, (struct vcpu *vcpu))  /* after an emulated instruction */              \
     OP(void, set_tsc_offset, (struct vcpu *vcpu, uint64_t offset))                                         \
     OP(void, set_cr8, (struct vcpu *vcpu, uint8_t tpr_class)) /* vlapic TPR changed */                      \

@@ -41,6 +41,7 @@ enum vmcs_type { VMCS_CONTROL, VMCS_EXIT_INFO /* read-only */, VMCS_GUEST, VMCS_
     F(ENTRY_MSR_LOAD_COUNT, W32, CONTROL, 10, 0x4014) F(ENTRY_INTERRUPTION, W32, CONTROL, 11, 0x4016)       \
     F(ENTRY_ERROR_CODE, W32, CONTROL, 12, 0x4018) F(ENTRY_INSTRUCTION_LENGTH, W32, CONTROL, 13, 0x401a)     \
     F(TPR_THRESHOLD, W32, CONTROL, 14, 0x401c) F(PROC2_CONTROLS, W32, CONTROL, 15, 0x401e)                  \
+    F(PLE_GAP, W32, CONTROL, 16, 0x4020) F(PLE_WINDOW, W32, CONTROL, 17, 0x4022)                            \
     F(INSTRUCTION_ERROR, W32, EXIT_INFO, 0, 0x4400) F(EXIT_REASON, W32, EXIT_INFO, 1, 0x4402)               \
     F(EXIT_INTERRUPTION, W32, EXIT_INFO, 2, 0x4404) F(EXIT_ERROR_CODE, W32, EXIT_INFO, 3, 0x4406)           \
     F(IDT_VECTORING, W32, EXIT_INFO, 4, 0x4408) F(IDT_VECTORING_ERROR_CODE, W32, EXIT_INFO, 5, 0x440a)      \
@@ -142,7 +143,7 @@ VMCS_FIELDS(F)
 
 #define VMX_PROC2_CONTROLS(C)                                                                              \
     C(EPT, 1, "enable EPT") C(RDTSCP, 3, "enable RDTSCP") C(VPID, 5, "enable VPID") C(WBINVD, 6, "WBINVD exiting") \
-    C(UNRESTRICTED, 7, "unrestricted guest") C(INVPCID, 12, "enable INVPCID")
+    C(UNRESTRICTED, 7, "unrestricted guest") C(PAUSE_LOOP, 10, "PAUSE-loop exiting") C(INVPCID, 12, "enable INVPCID")
 
 #define VMX_EXIT_CONTROLS(C)                                                                               \
     C(SAVE_DEBUG, 2, "save debug controls") C(HOST_64, 9, "host address-space size")                        \

@@ -4,8 +4,8 @@
  * A vCPU's virtual time is the CPU time it has used, divided by its weight: if all had advanced equally, each would have had exactly its
  * share. So each CPU runs the one that is furthest behind, for a slice, and the slices of one round over a queue add up to ROUND_NS:
  * nobody is ever further behind than a round. Across CPUs the same numbers are compared: a CPU takes a vCPU that waits elsewhere and
- * is further behind than its own best one by STEAL_NS worth of a round. That bounds the unfairness of an uneven distribution, 3 vCPUs on 2 CPUs,
- * and leaves caches alone below it.
+ * is further behind than its own best one by STEAL_NS worth of a round, on the one of the two that has more to do; and no slice leads further
+ * than that. This bounds the unfairness of an uneven distribution, 3 vCPUs on 2 CPUs, and leaves caches alone below it.
  *
  * Virtual time is compared by the sign of the difference: it may wrap.
  */
@@ -25,6 +25,12 @@
 static inline uint64_t fair_vtime(uint64_t ns, uint64_t weight)
 {
     return ns / weight * VTIME_SCALE + ns % weight * VTIME_SCALE / weight;
+}
+
+/* The way back: how long until somebody's virtual time has advanced by that. */
+static inline uint64_t fair_ns(uint64_t vtime, uint64_t weight)
+{
+    return vtime / VTIME_SCALE * weight + vtime % VTIME_SCALE * weight / VTIME_SCALE;
 }
 
 static inline bool fair_before(uint64_t a, uint64_t b) { return (int64_t)(a - b) < 0; }

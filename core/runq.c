@@ -67,7 +67,15 @@ static bool is_vcpu(const struct thread *t) { return t->prio == THREAD_PRIO_VCPU
 static bool runs_vcpu(const struct run_queue *q) { return q->current_prio == THREAD_PRIO_VCPU; }
 static bool has_vcpus(const struct run_queue *q) { return runs_vcpu(q) || q->ready_weight; }
 
-static uint64_t all_weights(const struct run_queue *q) { return q->ready_weight + (runs_vcpu(q) ? q->current->weight : 0); }
+/* Also of another CPU's queue, roughly. */
+static uint64_t all_weights(const struct run_queue *q) { return q->ready_weight + q->current_weight; }
+
+/* Places of runnable threads change only together with these. */
+static void set_current_prio(struct run_queue *q, int prio)
+{
+    q->current_prio = prio;
+    q->current_weight = prio == THREAD_PRIO_VCPU ? q->current->weight : 0;
+}
 
 static void refill_cap(struct thread *t, uint64_t now)
 {
@@ -304,6 +312,12 @@ static struct thread *take_from(struct run_queue *o, const struct run_queue *q, 
     return found;
 }
 
+/* How far behind of q's next vCPU one that waits on o must be to be taken: as virtual time. */
+static uint64_t steal_lag(const struct run_queue *q, const struct run_queue *o)
+{
+    return fair_vtime(STEAL_NS, MAX(MAX(all_weights(q), all_weights(o)), 1u));
+}
+
 /* What waits elsewhere and deserves this CPU more than what it would run next: `prio`, and if that is vCPUs', `vtime`. NULL: nothing. */
 static struct thread *steal(struct run_queue *q, int prio, uint64_t vtime)
 {
@@ -313,12 +327,12 @@ static struct thread *steal(struct run_queue *q, int prio, uint64_t vtime)
         if (o == q || prio != THREAD_PRIO_VCPU || best_ready_prio(o) != THREAD_PRIO_VCPU)
             continue;
         uint64_t head = o->head_vtime;
-        if (fair_before(head, vtime) && (!first || fair_before(head, first_vtime))) {
+        if (fair_before(head, vtime - steal_lag(q, o)) && (!first || fair_before(head, first_vtime))) {
             first = o;
             first_vtime = head;
         }
     }
-    struct thread *t = first ? take_from(first, q, THREAD_PRIO_VCPU, true, vtime) : NULL;
+    struct thread *t = first ? take_from(first, q, THREAD_PRIO_VCPU, true, vtime - steal_lag(q, first)) : NULL;
     if (t)
         return t;
     for (unsigned n = 1; n < cpu_count(); n++) {
@@ -329,7 +343,7 @@ static struct thread *steal(struct run_queue *q, int prio, uint64_t vtime)
             bool same = p == prio;
             if (!(o->ready_mask >> p & 1) || (same && p != THREAD_PRIO_VCPU))
                 continue;
-            t = take_from(o, q, p, same, vtime);
+            t = take_from(o, q, p, same, vtime - steal_lag(q, o));
             if (t)
                 return t;
         }
@@ -343,7 +357,7 @@ static bool pull(struct run_queue *q)
     spin_lock(&q->lock);
     int prio = best_ready_prio(q);
     struct thread *own = best_ready(q);
-    uint64_t vtime = own && is_vcpu(own) ? own->vtime - fair_vtime(STEAL_NS, all_weights(q)) : 0;
+    uint64_t vtime = own ? own->vtime : 0;
     spin_unlock(&q->lock);
     struct thread *t = __atomic_load_n(&waiting, __ATOMIC_RELAXED) ? steal(q, prio, vtime) : NULL;
     if (!t)
@@ -405,16 +419,31 @@ static void put_back(struct run_queue *q, struct thread *t, uint64_t now)
     }
 }
 
+/* Its part of a round, but not beyond the point where somebody who waits elsewhere would be taken instead. (Who is beyond that and has not been
+ * taken cannot come here.) */
+static uint64_t vcpu_slice_ns(const struct run_queue *q, const struct thread *t)
+{
+    uint64_t ns = fair_slice_ns(t->weight, all_weights(q));
+    for_each_queue(o) {
+        if (o == q || best_ready_prio(o) != THREAD_PRIO_VCPU)
+            continue;
+        uint64_t until = o->head_vtime + steal_lag(q, o);
+        if (fair_before(t->vtime, until))
+            ns = MIN(ns, fair_ns(until - t->vtime, t->weight));
+    }
+    return MAX(ns, MIN_SLICE_NS);
+}
+
 static void make_current(struct run_queue *q, struct thread *t, uint64_t now)
 {
     t->state = THREAD_RUNNING;
     t->on_cpu = true;
     q->current = t;
-    q->current_prio = t == &q->idle ? NOTHING_RUNS : (int)t->prio;
+    set_current_prio(q, t == &q->idle ? NOTHING_RUNS : (int)t->prio);
     if (t == &q->idle)
         return;
     t->wait_ns += now > t->ready_since_ns ? now - t->ready_since_ns : 0;
-    t->slice_end_ns = now + (is_vcpu(t) ? fair_slice_ns(t->weight, all_weights(q)) : ROUND_NS);
+    t->slice_end_ns = now + (is_vcpu(t) ? vcpu_slice_ns(q, t) : ROUND_NS);
     if (t->cap_ns)
         refill_cap(t, now);
 }
@@ -425,7 +454,7 @@ struct thread *runq_next(struct run_queue *q, bool again)
     spin_lock(&q->lock);
     struct thread *t = q->current;
     charge(q, now);
-    q->current_prio = NOTHING_RUNS; /* in between; `current` stays for whoever looks under the lock */
+    set_current_prio(q, NOTHING_RUNS); /* in between; `current` stays for whoever looks under the lock */
     if (again && t != &q->idle)
         put_back(q, t, now);
     catch_up(q);
@@ -527,6 +556,8 @@ void thread_set_weight(struct thread *t, uint32_t weight)
     struct run_queue *q = lock_queue(t);
     weight = MAX(1u, MIN(weight, THREAD_WEIGHT_MAX));
     t->weight = weight; /* counts from the next time that it is queued */
+    if (q->current == t && runs_vcpu(q))
+        q->current_weight = weight;
     spin_unlock(&q->lock);
     irq_restore(flags);
 }

@@ -20,7 +20,7 @@ struct run_queue {
     volatile int current_prio;     /* (a) of what runs */
     struct thread *current;        /* under the lock, hence never a freed one */
     struct thread *buddy;          /* a vCPU here that another one has given way to: next, if that is not too unfair */
-    uint64_t ready_weight;         /* of the vCPUs in ready[] */
+    volatile uint64_t ready_weight, current_weight; /* (a) of the vCPUs in ready[], of what runs if that is one */
     volatile uint64_t head_vtime;  /* (a) of the first vCPU in ready[] */
     volatile uint64_t vclock;      /* (a) virtual time has come here so far: the least of its vCPUs', never backwards */
     uint64_t charged_ns;           /* until when `current` has paid for its time */

@@ -95,7 +95,9 @@ static void advance_clock(struct run_queue *q)
     q->vclock = fair_later(q->vclock, least);
 }
 
-/* The current thread pays for its time until now. */
+static bool is_queued(const struct thread *t) { return !list_empty(&t->run_node); }
+
+/* The current thread pays for its time until now. If it is leaving and has been woken meanwhile, it is queued by the virtual time it had then. */
 static void charge(struct run_queue *q, uint64_t now)
 {
     struct thread *t = q->current;
@@ -106,7 +108,8 @@ static void charge(struct run_queue *q, uint64_t now)
         q->idle_ns += ns;
     if (!is_vcpu(t))
         return;
-    t->vtime += fair_vtime(ns, t->weight);
+    if (!is_queued(t))
+        t->vtime += fair_vtime(ns, t->weight);
     t->cap_left_ns -= t->cap_ns ? (int64_t)ns : 0;
     advance_clock(q);
 }
@@ -277,6 +280,7 @@ void runq_place(struct thread *t)
     struct run_queue *q = choose_queue(t);
     struct percpu *cpu = percpu_of(q->id);
     spin_lock(&q->lock);
+    charge(q, now); /* or else somebody who has long run alone would have used nothing yet */
     if (is_vcpu(t))
         settle_vtime(q, t, WAKE_CREDIT_NS);
     t->migrations += t->pcpu != q->id;

@@ -77,12 +77,26 @@ static void set_current_prio(struct run_queue *q, int prio)
     q->current_weight = prio == THREAD_PRIO_VCPU ? q->current->weight : 0;
 }
 
+/* At the end of this window it has something again: a debt of whole windows is paid by waiting for as many. */
+static void pay_cap_debt(struct thread *t)
+{
+    uint64_t windows = (uint64_t)-t->cap_left_ns / t->cap_ns;
+    t->cap_left_ns += (int64_t)(windows * t->cap_ns);
+    t->cap_window_end_ns += windows * CAP_PERIOD_NS;
+}
+
 static void refill_cap(struct thread *t, uint64_t now)
 {
     if (now < t->cap_window_end_ns)
         return;
     t->cap_window_end_ns = now + CAP_PERIOD_NS;
     t->cap_left_ns = MIN(t->cap_left_ns, 0) + (int64_t)t->cap_ns; /* what it overran is a debt */
+}
+
+/* For one that runs, and has paid until `now`. */
+static void set_cap_end(struct thread *t, uint64_t now)
+{
+    t->cap_end_ns = t->cap_ns ? now + (uint64_t)MAX(t->cap_left_ns, 0) : UINT64_MAX;
 }
 
 static void advance_clock(struct run_queue *q)
@@ -410,6 +424,7 @@ static void put_back(struct run_queue *q, struct thread *t, uint64_t now)
 {
     if (t->cap_ns && t->cap_left_ns <= 0 && now < t->cap_window_end_ns) {
         t->state = THREAD_THROTTLED;
+        pay_cap_debt(t);
         timer_init(&t->cap_timer, cap_expired, t);
         timer_arm(&t->cap_timer, t->cap_window_end_ns); /* interrupts are off: not before we have switched */
         return;
@@ -450,6 +465,7 @@ static void make_current(struct run_queue *q, struct thread *t, uint64_t now)
     t->slice_end_ns = now + (is_vcpu(t) ? vcpu_slice_ns(q, t) : ROUND_NS);
     if (t->cap_ns)
         refill_cap(t, now);
+    set_cap_end(t, now);
 }
 
 struct thread *runq_next(struct run_queue *q, bool again)
@@ -518,9 +534,7 @@ uint64_t sched_slice_deadline(void)
         return UINT64_MAX;
     __atomic_store_n(&q->unwatched, true, __ATOMIC_SEQ_CST); /* before looking: a rival that comes now sees it */
     bool rivals = q->ready_mask >> t->prio & 1 || (is_vcpu(t) && thread_vcpus_wait());
-    uint64_t end = rivals ? t->slice_end_ns : UINT64_MAX;
-    if (t->cap_ns && t->cap_left_ns >= 0)
-        end = MIN(end, q->charged_ns + (uint64_t)t->cap_left_ns);
+    uint64_t end = rivals ? MIN(t->slice_end_ns, t->cap_end_ns) : t->cap_end_ns;
     q->unwatched = !rivals;
     return end;
 }
@@ -568,15 +582,24 @@ void thread_set_weight(struct thread *t, uint32_t weight)
 
 void thread_set_cap(struct thread *t, unsigned percent)
 {
-    uint64_t flags = irq_save();
+    uint64_t flags = irq_save(), now = time_ns();
     struct run_queue *q = lock_queue(t);
+    charge(q, now);
     t->cap_ns = MIN(percent, 100u) * (CAP_PERIOD_NS / 100);
     if (percent >= 100)
         t->cap_ns = 0;
     t->cap_left_ns = (int64_t)t->cap_ns;
-    t->cap_window_end_ns = time_ns() + CAP_PERIOD_NS;
+    t->cap_window_end_ns = now + CAP_PERIOD_NS;
+    if (q->current == t)
+        set_cap_end(t, now);
+    enum thread_state throttled = THREAD_THROTTLED; /* what it has waited for may be long, and is no more */
+    bool release = __atomic_compare_exchange_n(&t->state, &throttled, THREAD_RUNNABLE, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
     unsigned pcpu = q->id;
     spin_unlock(&q->lock);
+    if (release) {
+        timer_cancel(&t->cap_timer);
+        runq_place(t);
+    }
     interrupt_cpu(pcpu); /* its timer may be off */
     irq_restore(flags);
 }

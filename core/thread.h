@@ -78,6 +78,7 @@ struct thread {
     uint64_t cap_ns;         /* (q) CPU time per CAP_PERIOD_NS that it may use at most; 0: no cap */
     int64_t cap_left_ns;     /* (q) */
     uint64_t cap_window_end_ns; /* (q) */
+    uint64_t cap_end_ns;     /* (q) when its cap is used up, if it runs on; UINT64_MAX: never */
     struct timer cap_timer;
     uint64_t run_ns, wait_ns; /* (q) accounting: running, and ready to run while others ran */
     uint64_t switches, migrations; /* (q) */

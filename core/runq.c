@@ -233,7 +233,7 @@ static struct run_queue *choose_queue(const struct thread *t)
         if (!may_run_on(t, q))
             continue;
         int load = MAX(q->current_prio, best_ready_prio(q)), best_load = best ? MAX(best->current_prio, best_ready_prio(best)) : 0;
-        if (!best || load < best_load || (load == best_load && is_vcpu(t) && q->ready_weight < best->ready_weight))
+        if (!best || load < best_load || (load == best_load && is_vcpu(t) && all_weights(q) < all_weights(best)))
             best = q;
     }
     if (may_stay && best && MAX(best->current_prio, best_ready_prio(best)) >= (int)t->prio)
@@ -489,7 +489,7 @@ struct thread *runq_next(struct run_queue *q, bool again)
         next = &q->idle;
     make_current(q, next, now);
     advance_clock(q);
-    percpu_of(q->id)->need_resched = false;
+    percpu_of(q->id)->need_resched = next != &q->idle && !may_run_on(next, q); /* woken here while it was leaving: out again */
     spin_unlock(&q->lock);
     return next;
 }

@@ -18,6 +18,7 @@
 #define MIN_SLICE_NS UINT64_C(500000)
 #define STEAL_NS UINT64_C(8000000)
 #define LAG_NS (4 * ROUND_NS)          /* further apart than this are only CPUs between which nothing can move */
+#define FAVOUR_NS (2 * ROUND_NS)       /* who is given way to may be further ahead by what each has in that time: one slice is normal */
 #define WAKE_CREDIT_NS UINT64_C(4000000) /* what a sleeper may have saved up: it answers its interrupt now, not after a round */
 #define CAP_PERIOD_NS UINT64_C(20000000)
 #define VTIME_SCALE UINT64_C(102400)   /* of one ns at weight 1: 1024 at the default weight */

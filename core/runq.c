@@ -211,7 +211,7 @@ static struct thread *best_ready(struct run_queue *q)
     if (prio == NOTHING_RUNS)
         return NULL;
     struct thread *t = list_first(&q->ready[prio], struct thread, run_node), *b = q->buddy;
-    if (prio == THREAD_PRIO_VCPU && b && fair_before(b->vtime, t->vtime + fair_vtime(ROUND_NS, all_weights(q))))
+    if (prio == THREAD_PRIO_VCPU && b && fair_before(b->vtime, t->vtime + fair_vtime(FAVOUR_NS, all_weights(q))))
         return b;
     return t;
 }

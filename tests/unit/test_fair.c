@@ -139,6 +139,7 @@ static struct task {
     uint64_t left_ns, life_ns; /* CPU time until it sleeps, and until it ends */
     uint64_t deaf_ns, deaf_until_ns; /* for so long it does not give way, once it runs */
     struct task *give_way_to;  /* instead of sleeping */
+    uint64_t wanted_ns, wanted, answered_soon, answered_ns; /* given way to since then; how often, and when it ran */
     uint64_t got_ns, since_ns, longest_wait_ns, waits, waited_ns, snapshot[SNAPSHOTS];
     double ideal;              /* of one CPU */
 } *tasks[TASKS_MAX];
@@ -199,8 +200,11 @@ static void act_as(struct task *t)
         }
         sti();
     } else if (!t->left_ns && t->give_way_to) {
+        struct task *other = t->give_way_to;
         t->left_ns = about(t->run_ns);
-        thread_yield_to(&t->give_way_to->thread);
+        if (other->thread.state == THREAD_RUNNABLE && !other->wanted_ns)
+            other->wanted_ns = now_ns;
+        thread_yield_to(&other->thread);
     } else if (!t->left_ns) {
         t->left_ns = about(t->run_ns);
         timer_arm(&t->alarm, now_ns + about(t->sleep_ns));
@@ -393,6 +397,13 @@ static void note_switches(void)
             new->waited_ns += waited;
             new->waits++;
             new->deaf_until_ns = now_ns + new->deaf_ns;
+            if (new->wanted_ns) {
+                uint64_t ns = now_ns - new->wanted_ns;
+                new->wanted++;
+                new->answered_soon += ns <= 2 * IPI_MAX_NS;
+                new->answered_ns = MAX(new->answered_ns, ns);
+                new->wanted_ns = 0;
+            }
         }
         cpus[c].seen = new;
     }
@@ -843,11 +854,42 @@ static void test_coming_and_going(void **state)
     }
 }
 
+/* The first task waits now and then for what the second holds, both having rivals. The second may have its time earlier, not more of it: if it is
+ * asked for more often than its share allows, it cannot always come at once. */
+static void give_way(const char *what, uint64_t run_ns, unsigned percent_at_once)
+{
+    struct task *waiter = tasks[0], *holder = tasks[1];
+    waiter->give_way_to = holder;
+    waiter->left_ns = waiter->run_ns = run_ns;
+    run_all(5 * SECOND);
+    print_message("%s: of %llu times at once %llu, at the latest after %.1f ms; the waiter's own longest wait %.1f ms\n", what, (unsigned long long)holder->wanted,
+                  (unsigned long long)holder->answered_soon, (double)holder->answered_ns / 1e6, (double)waiter->longest_wait_ns / 1e6);
+    assert_true(holder->wanted > 100 && holder->answered_soon * 100 >= holder->wanted * percent_at_once);
+    assert_true(holder->answered_ns <= 2 * ROUND_NS && waiter->longest_wait_ns <= 2 * ROUND_NS);
+    expect_shares(what, WINDOW, 5);
+}
+
+static void test_giving_way(void **state)
+{
+    for (unsigned often = 0; often < 2; often++) {
+        uint64_t run_ns = often ? MS / 2 : 5 * MS;
+        begin(1, 1);
+        guests(4, 100, -1, 0.25);
+        give_way("to one on the same CPU", run_ns, often ? 0 : 95);
+        begin(2, 2);
+        guests(1, 100, 0, 0.5), guests(1, 100, 1, 0.5), guests(1, 100, 0, 0.5), guests(1, 100, 1, 0.5);
+        give_way("to one on another CPU", run_ns, 95);
+        begin(2, 3);
+        guests(5, 100, -1, 0.4);
+        give_way("to one that moves", run_ns, often ? 0 : 95);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_weights), cmocka_unit_test(test_late_arrival), cmocka_unit_test(test_affinity), cmocka_unit_test(test_caps),
-        cmocka_unit_test(test_sleepers), cmocka_unit_test(test_coming_and_going),
+        cmocka_unit_test(test_sleepers), cmocka_unit_test(test_coming_and_going), cmocka_unit_test(test_giving_way),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

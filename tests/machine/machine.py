@@ -51,6 +51,7 @@ class Machine:
 
     medium = ("tools/mkimage", ".img")
     slow = 1
+    cpus = 1
 
     def __init__(self, image, log_path, memory="512M", deadline=None, cpu=None, extra=()):
         self.image, self.memory, self.cpu, self.extra = image, memory, cpu, extra
@@ -295,7 +296,7 @@ class Machine:
 class QemuMachine(Machine):
     def emulator_command(self):
         command = ["tools/run-qemu", "--image", self.image, "--memory", self.memory, "--serial", "stdio", "--accel", "tcg",
-                   "--no-reboot", *self.extra]
+                   "--no-reboot", "--cpus", str(self.cpus), *self.extra]
         if self.cpu:
             command += ["--cpu", self.cpu]
         return command
@@ -340,7 +341,7 @@ class BochsMachine(Machine):
 
     def emulator_command(self):
         return ["tools/run-bochs", "--image", self.image, "--memory", self.memory, "--serial", "stdio", "--no-reboot",
-                *self.extra]
+                "--cpus", str(self.cpus), *self.extra]
 
 
 BACKENDS = {"svm": QemuMachine, "vmx": BochsMachine}

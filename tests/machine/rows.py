@@ -11,16 +11,17 @@ ROWS = {}
 
 
 class Row:
-    def __init__(self, name, run, timeout, memory, backends, audit):
+    def __init__(self, name, run, timeout, memory, backends, audit, cpus):
         self.name, self.run, self.timeout, self.memory, self.backends, self.audit = name, run, timeout, memory, backends, audit
+        self.cpus = cpus
 
 
-def row(name, timeout=60, memory="512M", backends=("svm", "vmx"), audit=True):
-    """timeout: seconds for the whole row. audit: `mem audit` must be clean on the last machine when the function is done."""
+def row(name, timeout=60, memory="512M", backends=("svm", "vmx"), audit=True, cpus=1):
+    """timeout: seconds for the whole row. audit: `mem audit` must be clean on the last machine when the function is done. cpus: of the machine."""
     def register(function):
         if name in ROWS:
             raise ValueError(f"two rows {name}")
-        ROWS[name] = Row(name, function, timeout, memory, backends, audit)
+        ROWS[name] = Row(name, function, timeout, memory, backends, audit, cpus)
         return function
     return register
 
@@ -65,13 +66,14 @@ class Bench:
         require(made.returncode == 0, f"{tool}: {made.stderr.strip() or made.stdout.strip()}")
         return image
 
-    def power_on(self, config="", files=None, memory=None, cpu=None, extra=(), kind=None):
+    def power_on(self, config="", files=None, memory=None, cpu=None, extra=(), kind=None, cpus=None):
         """A fresh machine with this palimpsest.conf (None: without one) and these {name: path} files on its disk."""
         self.power_off()
         self.kind = kind or self.kind
         self.image = self._image(config, files or {})
         self.machine = self.kind(self.image, self.log_path, memory or self.row.memory, self.deadline, cpu, extra)
         self.machine.slow = self.slow
+        self.machine.cpus = cpus or self.row.cpus
         self.machine.start()
         return self.machine
 

@@ -71,6 +71,10 @@ char boot_stack_bottom[64], boot_stack_top[1];
 
 /* The locks are the real ones, but their release is a place where time passes on other CPUs. */
 #define spin_unlock lock_c_spin_unlock
+#include "core/slow.h"
+void slow_note(enum slow_kind kind, const char *name, const void *pc, uint64_t tsc_ticks) { (void)kind, (void)name, (void)pc, (void)tsc_ticks; }
+void slow_report(void) {}
+uint64_t time_tsc_to_ns(uint64_t tsc) { return tsc; }
 #include "core/lock.c"
 #undef spin_unlock
 void spin_unlock(struct spinlock *l);
@@ -330,7 +334,7 @@ static void check_queues(void)
         uint64_t weight = 0;
         hv_assert(!spin_is_held(&q->lock) && !q->outcast && !q->previous && !q->dying);
         hv_assert(q->current == current_of(c) && q->current->state == THREAD_RUNNING && q->current->on_cpu && q->current->pcpu == c);
-        hv_assert(q->current_prio == (is_idle(q->current) ? NOTHING_RUNS : (int)q->current->prio) && 
+        hv_assert(q->current_prio == (is_idle(q->current) ? NOTHING_RUNS : (int)q->current->prio) &&
                   (may_run_on(q->current, q) || cpus[c].percpu.need_resched));
         for (unsigned p = 0; p < THREAD_PRIO_MAX; p++) {
             const struct thread *before = NULL;
@@ -862,7 +866,8 @@ static void give_way(const char *what, uint64_t run_ns, unsigned percent_at_once
     waiter->give_way_to = holder;
     waiter->left_ns = waiter->run_ns = run_ns;
     run_all(5 * SECOND);
-    print_message("%s: of %llu times at once %llu, at the latest after %.1f ms; the waiter's own longest wait %.1f ms\n", what, (unsigned long long)holder->wanted,
+    print_message("%s: of %llu times at once %llu, at the latest after %.1f ms; the waiter's own longest wait %.1f ms\n", what,
+                  (unsigned long long)holder->wanted,
                   (unsigned long long)holder->answered_soon, (double)holder->answered_ns / 1e6, (double)waiter->longest_wait_ns / 1e6);
     assert_true(holder->wanted > 100 && holder->answered_soon * 100 >= holder->wanted * percent_at_once);
     assert_true(holder->answered_ns <= 2 * ROUND_NS && waiter->longest_wait_ns <= 2 * ROUND_NS);

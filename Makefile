@@ -289,6 +289,7 @@ bench-run: all tiny-guests $(BENCH_BIN) build/guest-kernel/vmlinuz build/guests/
 HEADERS := $(sort $(foreach d,include/hv include/hw include/abi $(HV_DIRS),$(wildcard $(d)/*.h)))
 check:
 	$(Q)bad=0; $(PYTHON) tools/check-layers || bad=1; $(PYTHON) tools/check-style || bad=1; \
+	    $(PYTHON) tools/check-models || bad=1; \
 	    $(MAKE) --no-print-directory check-headers || bad=1; exit $$bad
 
 # Each header must compile alone, so that the order of includes never matters.

@@ -38,7 +38,8 @@ struct percpu {
 static struct sim_cpu {
     struct percpu percpu;
     uint64_t timer_ns, ipi_ns, idle_with_work_ns;
-    bool interrupts_on, busy; /* busy: in the middle of something, further up this program's stack */
+    jmp_buf exited;           /* where its current thread, once it has ended, leaves us */
+    bool exiting, interrupts_on, busy; /* busy: in the middle of something, further up this program's stack */
     void *seen;               /* the current thread when we last looked */
     void *memory;
 } cpus[MAX_PCPUS];
@@ -148,8 +149,7 @@ static struct task {
     double ideal;              /* of one CPU */
 } *tasks[TASKS_MAX];
 static unsigned task_count, snapshots;
-static bool chaos, exiting;
-static jmp_buf exited;
+static bool chaos;
 static uint64_t switches, interleavings;
 
 static bool is_idle(const struct thread *t) { return t == &runq_of(t->pcpu)->idle; }
@@ -198,8 +198,8 @@ static void interleave(void);
 static void act_as(struct task *t)
 {
     if (!t->life_ns) {
-        if (!setjmp(exited)) {
-            exiting = true;
+        if (!setjmp(cpus[here].exited)) {
+            cpus[here].exiting = true;
             thread_exit();
         }
         sti();
@@ -226,10 +226,10 @@ void thread_switch(uint64_t *save_rsp, uint64_t load_rsp)
 {
     switches++;
     interleave();
-    if (exiting) {
-        exiting = false;
+    if (cpus[here].exiting) {
+        cpus[here].exiting = false;
         finish_switch();
-        longjmp(exited, 1);
+        longjmp(cpus[here].exited, 1);
     }
 }
 
@@ -464,7 +464,7 @@ static void begin(unsigned count, uint64_t seed)
     memset(&boot_queue, 0, sizeof(boot_queue));
     list_init(&all_threads);
     waiting = idle_cpus = task_count = snapshots = 0;
-    chaos = exiting = false;
+    chaos = false;
     world_ns = NEVER;
     random_state = seed * UINT64_C(0x9e3779b97f4a7c15) + 1;
     begun_ns = now_ns;
@@ -890,11 +890,87 @@ static void test_giving_way(void **state)
     }
 }
 
+/* As many urgent threads as CPUs, which mostly sleep, are never kept waiting longer than an interrupt takes; what is for idle CPUs gets nothing while
+ * there are guests for all of them, and then gets all. */
+static void test_priorities(void **state)
+{
+    for (unsigned k = 0; k < ARRAY_SIZE(counts); k++) {
+        unsigned count = counts[k], guest_count = 2 * count + 1;
+        begin(count, k);
+        guests(guest_count, 100, -1, 0);
+        for (unsigned n = 0; n < count; n++) {
+            struct task *t = new_task(n % 2 ? THREAD_PRIO_CONSOLE : THREAD_PRIO_POLICY, 100);
+            t->left_ns = t->run_ns = 20000 + rnd(500000);
+            t->sleep_ns = MS + rnd(10 * MS);
+        }
+        struct task *zeroing = new_task(THREAD_PRIO_IDLE, 100);
+        run_all(SECOND);
+        uint64_t before = zeroing->got_ns;
+        for (unsigned n = 0; n < guest_count; n++)
+            tasks[n]->life_ns = 3 * SECOND * count / guest_count; /* about the fourth second */
+        run_until(3 * SECOND);
+        assert_true(zeroing->got_ns == before && before <= 2 * IPI_MAX_NS);
+        assert_true(check_alike(guest_count) <= 1);
+        run_until(5 * SECOND);
+        uint64_t longest = longest_wait(guest_count, guest_count + count);
+        print_message("%u CPUs: the longest wait of an urgent thread %.1f us, migrations/s %.0f\n", count, (double)longest / 1e3, migrations_per_second());
+        assert_true(longest <= 2 * IPI_MAX_NS);
+        assert_true(zeroing->got_ns - before >= SECOND / 2);
+        check_idle();
+    }
+}
+
+/* Everything at once and in between; asked is only that nobody is lost, nobody is counted twice, and no CPU idles: check_queues() after each event. */
+static void change_something(void)
+{
+    struct task *t = tasks[rnd(task_count)];
+    struct cpu_set set = {.bits = {1 + rnd((1u << cpu_total) - 1)}};
+    world = change_something;
+    world_ns = now_ns + about(2 * MS);
+    if (t->thread.state == THREAD_DEAD)
+        return;
+    switch (rnd(6)) {
+    case 0: thread_set_weight(&t->thread, any_weight((unsigned)rnd(4))); break;
+    case 1: thread_set_cap(&t->thread, (unsigned)rnd(120)); break;
+    case 2: hv_assert(thread_set_affinity(&t->thread, &set)); break;
+    case 3: cpu_set_fill(&set); hv_assert(thread_set_affinity(&t->thread, &set)); break;
+    case 4: t->give_way_to = rnd(2) ? NULL : tasks[rnd(always_there)]; break;
+    case 5: be_born(), world = change_something; break;
+    }
+}
+
+static void test_chaos(void **state)
+{
+    uint64_t total = 0, between = 0;
+    for (unsigned mix = 0; mix < 20; mix++) {
+        unsigned count = counts[mix % ARRAY_SIZE(counts)];
+        begin(count, mix);
+        always_there = 4 * count;
+        every_ns = 20 * MS;
+        for (unsigned n = 0; n < always_there; n++) {
+            struct task *t = new_task(rnd(4) ? THREAD_PRIO_VCPU : (enum thread_prio)rnd(THREAD_PRIO_MAX), any_weight((unsigned)rnd(4)));
+            t->left_ns = t->run_ns = 1000 + rnd(4 * MS);
+            t->sleep_ns = 1000 + rnd(10 * MS);
+            t->deaf_ns = rnd(4) ? 0 : rnd(MS);
+        }
+        chaos = true;
+        world = change_something;
+        world_ns = now_ns;
+        run_all(SECOND / 2);
+        total += switches;
+        between += interleavings;
+        check_idle();
+    }
+    print_message("%llu switches, %llu times something happened in between\n", (unsigned long long)total, (unsigned long long)between);
+    assert_true(total > 10000 && between > 10000);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_weights), cmocka_unit_test(test_late_arrival), cmocka_unit_test(test_affinity), cmocka_unit_test(test_caps),
         cmocka_unit_test(test_sleepers), cmocka_unit_test(test_coming_and_going), cmocka_unit_test(test_giving_way),
+        cmocka_unit_test(test_priorities), cmocka_unit_test(test_chaos),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -344,7 +344,7 @@ static void check_queues(void)
                 hv_assert(t->state == THREAD_RUNNABLE && !t->on_cpu && t->pcpu == c && t->prio == p && may_run_on(t, q));
                 if (p == THREAD_PRIO_VCPU) {
                     hv_assert(before ? !fair_before(t->vtime, before->vtime) : t->vtime == q->head_vtime);
-                    weight += t->weight;
+                    weight += t->queued_weight;
                 }
                 before = t;
             }

@@ -320,7 +320,7 @@ static bool do_mem, do_ipi, do_clock, do_lock, do_spin, do_forever; /* the argum
 
 static void run(void)
 {
-    uint64_t round = 0;
+    uint64_t round = 0, lap = 0;
     do {
         for (uint64_t n = 0; do_mem && n < loops; n++)
             mem_round(round++);
@@ -336,7 +336,7 @@ static void run(void)
         if (me()->index == 0) {
             stop = wrong || !do_forever;
             if (!stop)
-                print("smp: loop %lu ok\n", round);
+                print("smp: loop %lu ok\n", ++lap);
         }
         barrier();
     } while (!stop);

@@ -120,3 +120,19 @@ def smp_linux(bench):
         text = m.shell("for i in 1 2 3 4 5 6; do work $i & done; wait; cat /proc/stat | grep -c '^cpu[0-9]'", 150)
         require(text.count("done-") == 6 and "WRONG" not in text and text.split()[-1] == str(vcpus), f"{name}: {text}")
         m.detach()
+
+
+@row("smp-time", timeout=150, cpus=2)
+def smp_time(bench):
+    """TSC and KVM's clock on four vCPUs that read them in turn, while the VM is paused and resumed and its vCPUs are moved about."""
+    m = bench.boot(*on_disk("smp.elf"))
+    create(m, "t", "smp.elf", "mode=clock loops=10 forever", "32M", "vcpus=4")
+    seen = loops(m, "t", r"smp: loop (\d+) ok")
+    for n in range(6):
+        m.command(f"vm set t affinity={('all', '0', '1')[n % 3]}")
+        m.json("vm pause t")
+        m.command("version")
+        m.json("vm resume t")
+        seen = loops(m, "t", r"smp: loop (\d+) ok")
+    v = m.vm("t")
+    require(v["state"] == "running" and v["reboots"] == 0, f"after {seen} loops: {v}")

@@ -270,7 +270,7 @@ BACKEND ?= svm
 ROWS    ?=
 test-machine:
 	$(Q)$(MAKE) --no-print-directory DEBUG=1 all tiny-guests build/guest-kernel/vmlinuz build/guests/initramfs.img
-	$(Q)PALIMPSEST_BUILD=build/debug tests/machine/run --backend $(BACKEND) $(if $(ROWS),--rows $(ROWS))
+	$(Q)PALIMPSEST_BUILD=build/debug tests/machine/run --backend $(BACKEND) $(if $(ROWS),--rows $(ROWS)) $(if $(QUICK),--quick)
 
 test: setup
 	$(Q)$(PYTHON) tools/test-all

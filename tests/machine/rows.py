@@ -6,22 +6,28 @@ import time
 
 from machine import BACKENDS, ROOT, Failure
 
-OUT = os.path.join(ROOT, "build", "machine")
+OUT = os.path.join(ROOT, "build", "machine") # with a folder for each back end
 ROWS = {}
 
 
 class Row:
-    def __init__(self, name, run, timeout, memory, backends, audit, cpus):
-        self.name, self.run, self.timeout, self.memory, self.backends, self.audit = name, run, timeout, memory, backends, audit
-        self.cpus = cpus
+    def __init__(self, name, run, timeout, memory, backends, why, quick, audit, cpus):
+        self.name, self.run, self.timeout, self.memory, self.audit = name, run, timeout, memory, audit
+        self.backends, self.why, self.quick, self.cpus = backends, why, quick, cpus
 
 
-def row(name, timeout=60, memory="512M", backends=("svm", "vmx"), audit=True, cpus=1):
-    """timeout: seconds for the whole row. audit: `mem audit` must be clean on the last machine when the function is done. cpus: of the machine."""
+def row(name, timeout=60, memory="512M", backends=tuple(BACKENDS), why=None, quick=(), audit=True, cpus=1):
+    """timeout: seconds for the whole row on QEMU. backends: where it runs, and why not on the others. quick: back ends on which `make
+    test` runs it although they are slow. audit: `mem audit` must be clean on the last machine when the function is done. cpus: of the
+    machine."""
     def register(function):
         if name in ROWS:
             raise ValueError(f"two rows {name}")
-        ROWS[name] = Row(name, function, timeout, memory, backends, audit, cpus)
+        if not set(backends) | set(quick) <= set(BACKENDS) or not set(quick) <= set(backends):
+            raise ValueError(f"row {name}: back ends {backends}, quick {quick}")
+        if (set(backends) == set(BACKENDS)) != (why is None):
+            raise ValueError(f"row {name} is for {', '.join(backends)}; why= says why not for all, and only then")
+        ROWS[name] = Row(name, function, timeout, memory, backends, why, quick, audit, cpus)
         return function
     return register
 
@@ -43,17 +49,18 @@ class Bench:
 
     def __init__(self, this, backend, slow):
         self.row = this
+        self.out = os.path.join(OUT, backend)
         self.kind = BACKENDS[backend]
         self.slow = self.kind.slow * slow
         self.deadline = time.monotonic() + this.timeout * self.slow
-        self.log_path = os.path.join(OUT, this.name + ".log")
+        self.log_path = os.path.join(self.out, this.name + ".log")
         self.machine = None
-        os.makedirs(OUT, exist_ok=True)
+        os.makedirs(self.out, exist_ok=True)
         open(self.log_path, "w", encoding="utf-8").close()
 
     def _image(self, config, files):
         """Its name comes from what is in it, so a row that boots several times with the same files makes one image."""
-        base = os.path.join(OUT, self.row.name)
+        base = os.path.join(self.out, self.row.name)
         if config is not None:
             with open(base + ".conf", "w", encoding="latin-1", newline="") as f:
                 f.write(config)
@@ -91,7 +98,7 @@ class Bench:
 
     def bytes_file(self, name, data):
         """A file of given bytes to put on a disk."""
-        path = os.path.join(OUT, f"{self.row.name}.{name}")
+        path = os.path.join(self.out, f"{self.row.name}.{name}")
         with open(path, "wb") as f:
             f.write(data)
         return path

@@ -8,7 +8,7 @@ HYPERVISOR = "[hypervisor]\nlog = info\n"
 COMMANDS = ("help", "version", "cpu", "log", "threads", "module list", "mem", "mem audit", "policy", "policy list", "vm list", "stat")
 
 
-@row("boot-prompt")
+@row("boot-prompt", quick=("vmx", "svm-bochs"))
 def boot_prompt(bench):
     blob = bytes(range(256)) * 20
     m = bench.boot(HYPERVISOR + "[vm a]\nkernel = blob.bin\nautostart = no\n", {"blob.bin": bench.bytes_file("blob", blob)})
@@ -75,7 +75,7 @@ def boot_missing_file(bench):
         m.expect("halt", 10)
 
 
-@row("boot-little-memory", backends=("svm",), audit=False)
+@row("boot-little-memory", backends=("svm",), why="Bochs's BIOS and GRUB leave other amounts free", audit=False)
 def boot_little_memory(bench):
     m = bench.power_on(HYPERVISOR + "[vm a]\nkernel = big\nautostart = no\n", {"big": bench.bytes_file("big", bytes(40 << 20))},
                        memory="64M")
@@ -84,14 +84,14 @@ def boot_little_memory(bench):
     bench.boot(HYPERVISOR, memory="96M").audit() # small is not too small
 
 
-@row("boot-no-svm", backends=("svm",), audit=False)
+@row("boot-no-svm", backends=("svm",), why="takes SVM away from QEMU's CPU", audit=False)
 def boot_no_svm(bench):
     for cpu, said in (("qemu64,-svm", "neither AMD SVM nor Intel VMX"), ("EPYC,-npt", "SVM but no nested paging")):
         m = bench.power_on(HYPERVISOR, cpu=cpu)
         m.expect("halted: .*" + said, 40)
 
 
-@row("boot-iso", timeout=150, memory="1G", backends=("svm",))
+@row("boot-iso", timeout=150, memory="1G", backends=("svm",), why="every row boots the ISO there")
 def boot_iso(bench):
     """The ISO by UEFI and by BIOS, as a disk and as a USB stick; each runs a guest whose kernel came by GRUB."""
     for kind in (QemuIsoMachine, QemuBiosMachine):
@@ -103,7 +103,7 @@ def boot_iso(bench):
             m.audit()
 
 
-@row("boot-usb", timeout=90, backends=("svm",))
+@row("boot-usb", timeout=90, backends=("svm",), why="Bochs's BIOS boots no USB stick")
 def boot_usb(bench):
     m = bench.boot(HYPERVISOR, extra=("--boot-from", "usb"))
     m.command("version")

@@ -29,7 +29,7 @@ def to_shell(m, name, timeout=120):
     m.expect(r":/# ", 30)
 
 
-@row("guest-linux-two", timeout=240, memory="1G")
+@row("guest-linux-two", timeout=240, memory="1G", quick=("vmx",))
 def guest_linux_two(bench):
     """What `make run` starts."""
     with open(os.path.join(ROOT, "guests", "demo.conf"), encoding="utf-8") as f:

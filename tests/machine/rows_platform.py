@@ -5,7 +5,7 @@ from rows import require, row
 from rows_tiny import create, on_disk, outcome
 
 
-@row("guest-platform", timeout=120)
+@row("guest-platform", timeout=120, quick=("vmx", "svm-bochs"))
 def guest_platform(bench):
     config, files = on_disk("platform.elf")
     m = bench.boot(config, files)

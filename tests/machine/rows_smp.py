@@ -10,7 +10,7 @@ def online(m):
     return m.json("cpu")["online"]
 
 
-@row("smp-boot", timeout=120, cpus=4)
+@row("smp-boot", timeout=120, cpus=4, quick=("vmx",))
 def smp_boot(bench):
     """Every CPU that ACPI lists runs threads; none is left out."""
     m = bench.boot()
@@ -60,6 +60,8 @@ def loops(m, name, pattern):
 def smp_churn(bench):
     """Pages are moved, write-protected, broken and re-formed at random under guests that check every word, one with four vCPUs."""
     m = bench.boot(*on_disk("smp.elf", "memtest.elf"))
+    m.command("policy set demand large_free_percent 0")
+    m.until("mem", lambda a: a["frames"]["free-zeroed"] >= a["total_pages"] // 32 + 4 * 512, 90, "zeroed frames of 2 MiB in stock")
     m.command("policy set churn rate 20000")
     m.command("policy on churn")
     create(m, "smp", "smp.elf", "mode=mem pages=6000 loops=1 forever", "48M", "vcpus=4")
@@ -82,7 +84,7 @@ def shares(m, seconds):
     return {t["name"].split(".")[0]: t["run_ns"] / top["interval_ns"] for t in top["threads"] if t["priority"] == "vcpu"}
 
 
-@row("smp-shares", timeout=200, cpus=2)
+@row("smp-shares", timeout=200, cpus=2, quick=("vmx",))
 def smp_shares(bench):
     """CPU time by weight, within 5 % over seconds; a cap; pinning; all changed while the guests run."""
     m = bench.boot(*on_disk("hello64.elf"))

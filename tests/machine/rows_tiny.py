@@ -33,7 +33,7 @@ def expect_ok(m, name, said, timeout=60):
     return text
 
 
-@row("guest-hello")
+@row("guest-hello", quick=("vmx", "svm-bochs"))
 def guest_hello(bench):
     """Multiboot by 32-bit ELF, 64-bit ELF and address fields: memory map, command line, modules, exit code."""
     kernels = ("hello.elf", "hello64.elf", "hello.bin")
@@ -61,16 +61,18 @@ def guest_ends(bench):
     """A guest that halts, one that spins, one that resets itself over and over: all can be paused and destroyed, none disturbs the console."""
     config, files = on_disk("hello64.elf")
     m = bench.boot(config, files)
+    names = ["halted", "resetting"] + ["spinning"] * bench.kind.preempts
     create(m, "halted", "hello64.elf", "halt")
-    create(m, "spinning", "hello64.elf", "spin")
+    if bench.kind.preempts:
+        create(m, "spinning", "hello64.elf", "spin")
     m.vm_until("halted", lambda v: v["vcpus"][0]["state"] == "halted", 20, "a halted vCPU")
     create(m, "resetting", "hello64.elf", "reset")
     m.vm_until("resetting", lambda v: v["reboots"] > 5, 30, "some resets")
-    for name in ("halted", "spinning", "resetting"):
+    for name in names:
         m.json(f"vm pause {name}")
         require(m.vm(name)["state"] == "paused", f"{name} is not paused")
         m.json(f"vm resume {name}")
-    for name in ("halted", "spinning", "resetting"):
+    for name in names:
         m.json(f"vm destroy {name}", 30)
     require(m.json("vm list")["vms"] == [], "something is left")
 
@@ -89,7 +91,7 @@ def guest_debug_exit_off(bench):
     require(m.vm("h")["exit_code"] is None, f"a code without the device: {m.vm('h')}")
 
 
-@row("guest-memtest", timeout=180)
+@row("guest-memtest", timeout=180, quick=("vmx", "svm-bochs"))
 def guest_memtest(bench):
     """Every order of first touch, alone and together, on more than half of the memory of each."""
     config, files = on_disk("memtest.elf")
@@ -105,7 +107,8 @@ def guest_memtest(bench):
     expect_ok(m, "large", r"memtest: ok", 150)
 
 
-@row("mem-exhausted-tiny", timeout=180, memory="256M")
+@row("mem-exhausted-tiny", timeout=180, memory="256M", backends=("svm", "vmx"),
+     why="its guests compute with interrupts off for long, which Bochs's VMRUN lets them")
 def mem_exhausted_tiny(bench):
     """Three guests that together want more than there is: those without a frame wait, and as each ends the others go on."""
     config, files = on_disk("memtest.elf")

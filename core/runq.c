@@ -392,7 +392,13 @@ static bool pull(struct run_queue *q)
 }
 
 /* Virtual time here has stayed behind all others', though nobody could take anything from here: a vCPU that is owed more than one
- * CPU, or vCPUs that may run nowhere else. What cannot be made up for is forgotten, equally for all of them. */
+ * CPU, or vCPUs that may run nowhere else. What cannot be made up for is forgotten, equally for all of them, except for those that are
+ * not behind: a light one beside one that is owed more than the CPU could otherwise go neither forward nor away. */
+static uint64_t caught_up(uint64_t vtime, uint64_t by, uint64_t others)
+{
+    return fair_before(vtime, others) ? fair_earlier(vtime + by, others) : vtime;
+}
+
 static void catch_up(struct run_queue *q)
 {
     uint64_t least;
@@ -402,11 +408,11 @@ static void catch_up(struct run_queue *q)
     if (!fair_before(q->vclock, goal))
         return;
     q->vclock += by;
-    q->head_vtime += by;
+    q->head_vtime = caught_up(q->head_vtime, by, least);
     if (runs_vcpu(q))
-        q->current->vtime += by;
-    list_for_each(t, &q->ready[THREAD_PRIO_VCPU], struct thread, run_node)
-        t->vtime += by;
+        q->current->vtime = caught_up(q->current->vtime, by, least);
+    list_for_each(t, &q->ready[THREAD_PRIO_VCPU], struct thread, run_node) /* keeps its order */
+        t->vtime = caught_up(t->vtime, by, least);
 }
 
 /* ---- what the switch asks for ------------------------------------------------------------------------------------------------------- */

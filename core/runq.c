@@ -247,6 +247,16 @@ static void interrupt_cpu(unsigned pcpu)
         lapic_send_ipi(percpu_of(pcpu)->apic_id, VECTOR_IPI_KICK);
 }
 
+/* The CPU is no longer announced as idle: because it isn't, or because it has been called for one thread, and the next must call another.
+ * False: it was not. */
+static bool withdraw(struct run_queue *q)
+{
+    bool was = q->announced_idle && __atomic_exchange_n(&q->announced_idle, false, __ATOMIC_SEQ_CST);
+    if (was)
+        __atomic_fetch_sub(&idle_cpus, 1, __ATOMIC_SEQ_CST);
+    return was;
+}
+
 /* A thread has to wait on q. Is there a CPU that would take it, had it known? */
 static void call_idle_cpu(const struct run_queue *q, const struct thread *t)
 {
@@ -254,10 +264,24 @@ static void call_idle_cpu(const struct run_queue *q, const struct thread *t)
     if (!__atomic_load_n(&idle_cpus, __ATOMIC_RELAXED))
         return;
     for_each_queue(o)
-        if (o != q && o->announced_idle && may_run_on(t, o)) {
+        if (o != q && may_run_on(t, o) && withdraw(o)) {
             interrupt_cpu(o->id);
             return;
         }
+}
+
+/* At a switch: those who wait here may have been passed over, because their registers were on their way, or have come when it seemed
+ * that they would run here at once. */
+static void call_idle_cpus(struct run_queue *q)
+{
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (!q->ready_mask || !__atomic_load_n(&idle_cpus, __ATOMIC_RELAXED))
+        return;
+    spin_lock(&q->lock);
+    for (unsigned p = 0; p < THREAD_PRIO_MAX; p++)
+        list_for_each(t, &q->ready[p], struct thread, run_node)
+            call_idle_cpu(q, t);
+    spin_unlock(&q->lock);
 }
 
 /* `t` waits on q: slices that had no end get one, and an idle CPU may take it. */
@@ -300,8 +324,10 @@ void runq_place(struct thread *t)
     t->migrations += t->pcpu != q->id;
     enqueue(q, t, now);
     bool now_please = preempts(q, t, now);
-    if (now_please)
+    if (now_please) {
         cpu->need_resched = true;
+        withdraw(q);
+    }
     spin_unlock(&q->lock);
     if (now_please)
         interrupt_cpu(q->id);
@@ -507,10 +533,8 @@ bool runq_has_work(struct run_queue *q)
         __atomic_store_n(&q->announced_idle, true, __ATOMIC_SEQ_CST);
     }
     bool work = this_cpu()->need_resched || q->ready_mask || pull(q);
-    if (work) {
-        q->announced_idle = false;
-        __atomic_fetch_sub(&idle_cpus, 1, __ATOMIC_SEQ_CST);
-    }
+    if (work)
+        withdraw(q);
     return work;
 }
 
@@ -523,8 +547,7 @@ void runq_finish(struct run_queue *q)
     __atomic_store_n(&prev->on_cpu, false, __ATOMIC_RELEASE);
     if (outcast)
         runq_place(outcast);
-    else if (q->ready_mask)
-        call_idle_cpu(q, prev); /* it may have been passed over while its registers were on their way */
+    call_idle_cpus(q);
 }
 
 /* ---- slices ---------------------------------------------------------------------------------------------------------------------------- */
@@ -625,6 +648,8 @@ bool thread_set_affinity(struct thread *t, const struct cpu_set *set)
         dequeue(q, t);
     if (runs)
         percpu_of(q->id)->need_resched = true;
+    if (is_queued(t))
+        call_idle_cpu(q, t); /* which might not take it so far */
     spin_unlock(&q->lock);
     if (moves)
         runq_place(t);

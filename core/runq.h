@@ -24,7 +24,7 @@ struct run_queue {
     volatile uint64_t head_vtime;  /* (a) of the first vCPU in ready[] */
     volatile uint64_t vclock;      /* (a) virtual time has come here so far: the least of its vCPUs', never backwards */
     uint64_t charged_ns;           /* until when `current` has paid for its time */
-    volatile bool announced_idle;  /* (a) halted, or about to be: an interrupt makes it look around */
+    volatile bool announced_idle;  /* (a) halted, or about to be, and not called yet: an interrupt makes it look around */
     volatile bool unwatched;       /* (a) no timer will look at `current`, as it had no rival: a new one must interrupt */
     struct thread *previous, *outcast, *dying; /* for runq_finish(): whom the CPU has just left; it must not stay here; it is dead */
     uint64_t idle_ns, steals;

@@ -257,14 +257,15 @@ static bool withdraw(struct run_queue *q)
     return was;
 }
 
-/* A thread has to wait on q. Is there a CPU that would take it, had it known? */
+/* A thread has to wait on q. Is there a CPU that would take it, had it known? NULL: whatever waits anywhere. */
 static void call_idle_cpu(const struct run_queue *q, const struct thread *t)
 {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     if (!__atomic_load_n(&idle_cpus, __ATOMIC_RELAXED))
         return;
     for_each_queue(o)
-        if (o != q && may_run_on(t, o) && withdraw(o)) {
+        if (o != q && (!t || may_run_on(t, o)) && withdraw(o)) {
+            o->called = true;
             interrupt_cpu(o->id);
             return;
         }
@@ -532,7 +533,14 @@ bool runq_has_work(struct run_queue *q)
         __atomic_fetch_add(&idle_cpus, 1, __ATOMIC_SEQ_CST);
         __atomic_store_n(&q->announced_idle, true, __ATOMIC_SEQ_CST);
     }
-    bool work = this_cpu()->need_resched || q->ready_mask || pull(q);
+    bool work = this_cpu()->need_resched || q->ready_mask;
+    if (!work) {
+        bool called = q->called;
+        q->called = false; /* before looking */
+        work = pull(q);
+        if (!work && called && q->ready_mask)
+            q->called = true; /* this came while we looked, perhaps for nothing less: we have not seen all */
+    }
     if (work)
         withdraw(q);
     return work;
@@ -542,12 +550,15 @@ void runq_finish(struct run_queue *q)
 {
     struct thread *prev = q->previous, *outcast = q->outcast;
     q->previous = q->outcast = NULL;
-    if (!prev)
-        return;
-    __atomic_store_n(&prev->on_cpu, false, __ATOMIC_RELEASE);
+    if (prev)
+        __atomic_store_n(&prev->on_cpu, false, __ATOMIC_RELEASE);
     if (outcast)
         runq_place(outcast);
     call_idle_cpus(q);
+    if (q->called && q->current != &q->idle) { /* something else came first: somebody else must look in our place */
+        q->called = false;
+        call_idle_cpu(q, NULL);
+    }
 }
 
 /* ---- slices ---------------------------------------------------------------------------------------------------------------------------- */

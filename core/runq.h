@@ -25,6 +25,7 @@ struct run_queue {
     volatile uint64_t vclock;      /* (a) virtual time has come here so far: the least of its vCPUs', never backwards */
     uint64_t charged_ns;           /* until when `current` has paid for its time */
     volatile bool announced_idle;  /* (a) halted, or about to be, and not called yet: an interrupt makes it look around */
+    volatile bool called;          /* (a) to look around, by somebody who counts on it, and has not yet */
     volatile bool unwatched;       /* (a) no timer will look at `current`, as it had no rival: a new one must interrupt */
     struct thread *previous, *outcast, *dying; /* for runq_finish(): whom the CPU has just left; it must not stay here; it is dead */
     uint64_t idle_ns, steals;
@@ -42,7 +43,7 @@ void runq_place(struct thread *t);
 struct thread *runq_next(struct run_queue *q, bool again);
 /* The idle loop, interrupts off: something to run, here or elsewhere? If not, everybody knows before this returns that the CPU is idle. */
 bool runq_has_work(struct run_queue *q);
-/* After a switch, on the new stack: the previous thread may run elsewhere from now on. */
+/* After a switch, on the new stack: the previous thread may run elsewhere from now on. Also if it was chosen again. */
 void runq_finish(struct run_queue *q);
 
 #endif

@@ -131,6 +131,7 @@ static void switch_away(bool again)
     struct thread *prev = cpu->current, *next = runq_next(q, again);
     if (next == prev) {
         timer_slice_needed(); /* the timer that brought us here may be off, and there may be rivals */
+        runq_finish(q);
         return;
     }
     next->switches++;

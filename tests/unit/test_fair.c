@@ -1032,7 +1032,8 @@ static void test_chaos(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_weights), cmocka_unit_test(test_light_beside_heavy), cmocka_unit_test(test_late_arrival), cmocka_unit_test(test_affinity), cmocka_unit_test(test_caps),
+        cmocka_unit_test(test_weights), cmocka_unit_test(test_light_beside_heavy), cmocka_unit_test(test_late_arrival),
+        cmocka_unit_test(test_affinity), cmocka_unit_test(test_caps),
         cmocka_unit_test(test_sleepers), cmocka_unit_test(test_coming_and_going), cmocka_unit_test(test_giving_way),
         cmocka_unit_test(test_priorities), cmocka_unit_test(test_chaos),
     };

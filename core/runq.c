@@ -7,7 +7,8 @@
  * anything. Looking is a few loads per CPU, once per slice; a global count of waiting threads skips it where nothing waits.
  *
  * No waiting thread is overlooked by a CPU that halts: the idle CPU announces itself *before* it looks, and whoever queues a thread
- * that must wait looks for announced CPUs *after* that (tests/model/idle_steal.pml).
+ * that must wait looks for announced CPUs *after* that (tests/model/idle_steal.pml). Whoever calls a CPU takes its announcement away, so that
+ * two who wait call two; and a CPU that has been called but is given something else before it has looked passes the call on.
  *
  * A thread whose registers are not on its stack yet (on_cpu) may be queued, because a wake-up cannot wait for that, but only where it is
  * leaving; nobody steals it until runq_finish() of that CPU has seen it gone.

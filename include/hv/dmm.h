@@ -32,7 +32,8 @@ enum frame_type {       /* every machine frame is in exactly one; the ledger add
     FRAME_P2M,          /* a nested page-table page of owner */
     FRAME_VM_STATE,     /* VMCB/VMCS, bitmaps, save areas of owner */
     FRAME_GUEST,        /* private guest memory of owner at gfn */
-    FRAME_SHARED,       /* guest memory shared copy-on-write (refcount) */
+    FRAME_SHARED,       /* guest memory that nobody may write: `refs` entries lead there, of one VM or several */
+    FRAME_RMAP,         /* reverse maps of shared frames: which entries those are */
     FRAME_TYPE_COUNT,
 };
 const char *frame_type_name(enum frame_type t);
@@ -63,7 +64,8 @@ mfn_t hva_to_mfn(const void *hva);
 
 /* ---- spaces ------------------------------------------------------------------------------------------- */
 
-enum dmm_access { DMM_READ = 1, DMM_WRITE = 2, DMM_EXEC = 4 };
+/* DMM_WALK goes with the others: the CPU's walk of the guest's page tables did it, so the page is one of them. */
+enum dmm_access { DMM_READ = 1, DMM_WRITE = 2, DMM_EXEC = 4, DMM_WALK = 8 };
 
 enum dmm_fault_result {
     DMM_FAULT_RETRY,    /* the page is usable for this access now: run the instruction again */
@@ -80,9 +82,19 @@ struct dmm_space_ops {  /* supplied by the owner (vm/) */
     void (*kick)(void *owner, bool wait);
 };
 
+/* What becomes of a VM that writes to shared pages when frames are short. The cover is a number of frames that ordinary requests leave alone. */
+enum dmm_class {
+    DMM_CLASS_BEST_EFFORT, /* no cover: it waits */
+    DMM_CLASS_INSURED,     /* covered for as many as its observed rate of breaks lets expect */
+    DMM_CLASS_STRICT,      /* every page that it shares is covered: sharing never makes it wait */
+};
+const char *dmm_class_name(enum dmm_class c);
+
 struct dmm_space_config {
     const char *name;
     uint32_t vm_id;
+    enum dmm_class class;
+    unsigned group;              /* dmm_group_of(); 0: shares with nobody but itself */
     uint64_t pages;              /* configured size in 4 KiB pages (RAM only; holes excluded) */
     uint64_t min_pages, max_pages, weight;
     const struct p2m_format *format;
@@ -135,6 +147,117 @@ struct dmm_space *dmm_space_acquire(unsigned id);
 void dmm_space_release(struct dmm_space *s);
 uint64_t dmm_space_end_gfn(const struct dmm_space *s); /* all its RAM is below */
 
+/* ---- sharing --------------------------------------------------------------------------------------------
+ *
+ * Who finds equal pages decides (policies/); that they are equal, may be shared, and are nobody's to write is made sure of here. */
+
+/* Spaces of one group share among each other. In a secure group a page that a scan took up traps at its next access and is copied to another
+ * frame, whether it was merged or not, so that the time tells nothing (VUsion). */
+#define DMM_GROUP_MAX 255u
+unsigned dmm_group_of(const char *name /* NULL, "": 0 */); /* makes it if there is none; 0 also if there are too many */
+unsigned dmm_group_find(const char *name);                 /* 0: there is none */
+const char *dmm_group_name(unsigned group);                /* NULL: there is none */
+bool dmm_group_secure(unsigned group);
+void dmm_group_set_secure(unsigned group, bool secure);
+unsigned dmm_space_group(const struct dmm_space *s);
+
+/*
+ * A scan sees one 2 MiB region at a time, of a space that was acquired. A private page is dirty (written to since it was aged), fresh (not
+ * written to since, and not listed since) or unchanged (listed before, and not written to since). Dirty bits are the CPU's; where it has none, every
+ * page that was listed before counts as fresh again.
+ */
+struct dmm_scan_page { uint16_t index; /* in the region */ mfn_t mfn; };
+struct dmm_scan {
+    uint16_t dirty, unchanged, fresh, shared, zero, pinned, unstable /* broke before, or a page table */, other;
+    bool large;          /* one 2 MiB mapping: the pieces are listed, and can be merged after dmm_break_large() */
+    bool accessed;       /* large only: since the last dmm_scan_age() */
+    uint16_t accessed_pages; /* private pages accessed since then */
+    uint8_t breaks;      /* of shared pages, since the last dmm_scan_region(), at most 255 */
+    uint16_t note;       /* dmm_scan_note(), 0 at first */
+    struct dmm_scan_page page[LARGE_PAGES]; /* the `fresh` ones, which from now on are unchanged */
+};
+/* Dirty pages, and accessed ones, are clean from now on; returns how many were dirty. No CPU is told: what writes through an old translation
+ * may go unnoticed until the next flush, which costs a chance and no correctness. */
+unsigned dmm_scan_age(struct dmm_space *s, gfn_t region);
+/* False: there is nothing in this region that could be scanned (no RAM, nothing mapped, or still inherited). */
+bool dmm_scan_region(struct dmm_space *s, gfn_t region, struct dmm_scan *out);
+void dmm_scan_note(struct dmm_space *s, gfn_t region, uint16_t note);
+/* Forgets that pages were listed: all are fresh again. */
+void dmm_scan_forget(struct dmm_space *s);
+
+/* What a page holds at this moment, while it may still be changing. The key mixes in a secret of this boot. Two pages of one `content` with
+ * equal keys are worth a comparison, no more. */
+enum dmm_content { DMM_CONTENT_ZERO, DMM_CONTENT_SAME_FILLED /* one 64-bit word */, DMM_CONTENT_DATA };
+struct dmm_digest { enum dmm_content content; uint64_t key; };
+struct dmm_digest dmm_digest_page(mfn_t mfn);
+/* A 24-bit tag that a private frame keeps until it gets another owner or page; 0: none. For those who remember frames. */
+void dmm_frame_set_tag(mfn_t mfn, gfn_t gfn, uint32_t tag);
+/* Could this frame be merged with, and is its tag (if it is private) this one? */
+bool dmm_frame_is_candidate(mfn_t mfn, uint32_t tag);
+
+#define DMM_MERGE_BATCH 64u
+enum dmm_merge_result {
+    DMM_MERGE_DONE,        /* it is shared now and its frame free, or soon */
+    DMM_MERGE_ZEROED,      /* it reads as the zero page now */
+    DMM_MERGE_ALREADY,     /* the two were one frame before */
+    DMM_MERGE_DIFFERENT,   /* the contents are not equal */
+    DMM_MERGE_GONE,        /* the page is not what was scanned any more */
+    DMM_MERGE_PARTNER_GONE,/* `with` can not be shared: it belongs to nobody now, is pinned, in a 2 MiB mapping, or a page table */
+    DMM_MERGE_PINNED,
+    DMM_MERGE_FULL,        /* `with` has as many users as a reverse map takes */
+    DMM_MERGE_FOREIGN,     /* of another group, and not filled with one word */
+    DMM_MERGE_UNCOVERED,   /* a strict VM's, and no frame can be set aside for the day when it writes */
+    DMM_MERGE_NO_MEMORY,   /* for a reverse map */
+    DMM_MERGE_RESULT_COUNT,
+};
+const char *dmm_merge_result_name(enum dmm_merge_result r);
+struct dmm_merge {
+    gfn_t gfn;             /* a page of the space, on frame `mfn` when it was scanned */
+    mfn_t mfn;
+    mfn_t with;            /* any frame; INVALID_MFN: it is to read as the zero page */
+    enum dmm_merge_result result;
+};
+/* Merges up to DMM_MERGE_BATCH pages: write-protects them and their partners, has all CPUs forget (once), compares every byte, and only then
+ * lets go of a frame. Frames that are free now may still be known to CPUs: they come back with the next batch, or dmm_merge_finish(). */
+void dmm_merge(struct dmm_space *s, struct dmm_merge *m, unsigned count);
+void dmm_merge_finish(void);
+
+/* 512 private 4 KiB pages (or such that read as zero) become one 2 MiB mapping, copied to a frame that can be one. */
+enum dmm_resize_result dmm_collapse_large(struct dmm_space *s, gfn_t gfn);
+
+/* ---- fork and snapshot --------------------------------------------------------------------------------------
+ *
+ * Freezing turns what a space holds into an image, which nobody can write to, and leaves the space empty, inheriting from it: each 2 MiB
+ * region is taken over when it is first touched, its frames shared. So the time depends on no size. The image lives until no space, no other
+ * image and no holder is left that needs it. */
+struct dmm_image;
+/* All vCPUs parked, no pins. NULL: no memory, or too long a line of ancestors (*why). */
+enum dmm_freeze_result { DMM_FREEZE_OK, DMM_FREEZE_NO_MEMORY, DMM_FREEZE_PINNED, DMM_FREEZE_TOO_DEEP };
+enum dmm_freeze_result dmm_space_freeze(struct dmm_space *s, struct dmm_image **out); /* `out` is held by the caller */
+/* A space of the same size and layout that inherits from it. */
+enum dmm_create_result dmm_space_create_from(const struct dmm_space_config *cfg, struct dmm_image *image, struct dmm_space **out);
+/* Drops what the space has and lets it inherit from the image. All vCPUs parked, no pins. False: out of frames; nothing happened. */
+bool dmm_space_restore(struct dmm_space *s, struct dmm_image *image);
+void dmm_image_release(struct dmm_image *image);
+uint64_t dmm_image_pages(const struct dmm_image *image); /* frames that it holds and nobody else */
+
+/* ---- who pays -------------------------------------------------------------------------------------------------- */
+
+/* In thousandths of a 4 KiB frame: a frame with n users costs each 1/n. */
+struct dmm_bill {
+    uint64_t private_milli, shared_milli, image_milli /* boot files' pages */, inherited_milli, overhead_milli;
+    uint64_t covered_pages;        /* frames set aside for this VM */
+    uint64_t sharers_max;          /* most users of one of its frames */
+    uint64_t breaks, break_rate_milli /* of its shared pages, per second, now */;
+};
+void dmm_space_bill(struct dmm_space *s, struct dmm_bill *out);
+void dmm_set_class(struct dmm_space *s, enum dmm_class c);
+enum dmm_class dmm_get_class(const struct dmm_space *s);
+/* Once a second, from any thread: how fast do shares break? Insured VMs' covers follow. */
+void dmm_insurance_tick(uint64_t elapsed_ns);
+uint64_t dmm_covered_pages(void); /* set aside for un-sharing, over all VMs */
+uint64_t dmm_promised_pages(void);/* for minima not drawn yet */
+
 /* ---- guest memory from the hypervisor --------------------------------------------------------------------- */
 
 /* Makes the page a private frame of the guest (whether read or written: a pin lasts, and the guest must not copy the page away
@@ -164,7 +287,8 @@ void dmm_fault_summary(const struct dmm_space *s /* NULL: all */, enum dmm_fault
 
 struct dmm_usage { /* of one space, in 4 KiB pages; exact */
     uint64_t configured, resident, resident_large /* of which in 2 MiB mappings */, image_shared, shared, zero,
-        empty, pinned, p2m_pages, state_pages, min, max, charged;
+        empty, pinned, p2m_pages, state_pages, min, max, charged,
+        sealed /* traps at the next access: secure groups */, inherited /* not looked at since the fork */, covered;
     uint64_t heap_bytes; /* records, stacks and buffers kept for this VM: with p2m_pages and state_pages its exact overhead */
 };
 /* What the owner allocated for this VM beside its frames. */

@@ -69,7 +69,10 @@ static bool runs_vcpu(const struct run_queue *q) { return q->current_prio == THR
 static bool has_vcpus(const struct run_queue *q) { return runs_vcpu(q) || q->ready_weight; }
 
 /* Also of another CPU's queue, roughly. */
-static uint64_t all_weights(const struct run_queue *q) { return q->ready_weight + q->current_weight; }
+static uint64_t all_weights(const struct run_queue *q)
+{
+    return __atomic_load_n(&q->ready_weight, __ATOMIC_RELAXED) + __atomic_load_n(&q->current_weight, __ATOMIC_RELAXED);
+}
 
 /* Places of runnable threads change only together with these. */
 static void set_current_prio(struct run_queue *q, int prio)
@@ -358,10 +361,12 @@ static struct thread *take_from(struct run_queue *o, const struct run_queue *q, 
     return found;
 }
 
-/* How far behind of q's next vCPU one that waits on o must be to be taken: as virtual time. */
+/* How far behind of q's next vCPU one that waits on o must be to be taken: as virtual time. No lock is held: each number is read once, or
+ * a comparison could choose what is no more when it is read again. */
 static uint64_t steal_lag(const struct run_queue *q, const struct run_queue *o)
 {
-    return fair_vtime(STEAL_NS, MAX(MAX(all_weights(q), all_weights(o)), 1u));
+    uint64_t ours = all_weights(q), theirs = all_weights(o), most = MAX(ours, theirs);
+    return fair_vtime(STEAL_NS, most ? most : 1);
 }
 
 /* What waits elsewhere and deserves this CPU more than what it would run next: `prio`, and if that is vCPUs', `vtime`. NULL: nothing. */

@@ -16,8 +16,12 @@ enum lock_rank { /* taken in ascending order */
     LOCK_RANK_VM_LIST,     /* vm/: the list of VMs */
     LOCK_RANK_VM,          /* vm/: one VM's life cycle */
     LOCK_RANK_POOL,        /* mm/dmm: pool list */
+    LOCK_RANK_SPACE,       /* mm/dmm: the upper levels of one space */
     LOCK_RANK_P2M,         /* mm/dmm: one 2 MiB region of one space */
+    LOCK_RANK_IMAGE,       /* mm/dmm: one 2 MiB region of an image */
     LOCK_RANK_SHARE,       /* mm/dmm: shared frames */
+    LOCK_RANK_RMAP,        /* mm/dmm: storage for reverse maps */
+    LOCK_RANK_COVER,       /* mm/dmm: what is set aside for one space */
     LOCK_RANK_SLAB,        /* mm: slab classes */
     LOCK_RANK_VMAP,        /* mm: map of the virtual region */
     LOCK_RANK_HOSTMAP,     /* mm: our page tables (their pages come from the frame allocator) */

@@ -12,6 +12,7 @@
 
 #define TYPE_SHIFT 52
 #define TYPE_MASK GENMASK64(55, 52)
+#define MARK BIT64(56)
 #define PAYLOAD_MASK GENMASK64(39, 0)
 #define TYPE_BITS(t) ((p2m_entry_t)(t) << TYPE_SHIFT)
 
@@ -45,6 +46,8 @@ static bool accessed(p2m_entry_t e) { return e & PTE_A; }
 static bool dirty(p2m_entry_t e) { return e & PTE_D; }
 static p2m_entry_t clear_accessed(p2m_entry_t e) { return e & ~PTE_A; }
 static p2m_entry_t clear_dirty(p2m_entry_t e) { return e & ~PTE_D; }
+static uint64_t accessed_mask(void) { return PTE_A; }
+static uint64_t dirty_mask(void) { return PTE_D; }
 
 static bool permits(p2m_entry_t e, unsigned access)
 {
@@ -55,4 +58,5 @@ const struct p2m_format p2m_format_npt = {
     .name = "npt", .make_table = make_table, .make_leaf = make_leaf, .make_nonpresent = make_nonpresent, .type_of = type_of,
     .mfn_of = npt_mfn_of, .payload_of = payload_of, .is_large = is_large, .accessed = accessed, .dirty = dirty,
     .clear_accessed = clear_accessed, .clear_dirty = clear_dirty, .permits = permits,
+    .accessed_mask = accessed_mask, .dirty_mask = dirty_mask, .mark = MARK,
 };

@@ -140,6 +140,7 @@ enum dmm_move_result { DMM_MOVE_OK, DMM_MOVE_UNSUITABLE, DMM_MOVE_PINNED, DMM_MO
 const char *dmm_move_result_name(enum dmm_move_result r);
 enum dmm_move_result dmm_move_page(struct dmm_space *s, gfn_t gfn);
 enum dmm_move_result dmm_protect_page(struct dmm_space *s, gfn_t gfn);
+bool dmm_unprotect_page(struct dmm_space *s, gfn_t gfn); /* false: it is not such a page, or is shared with others */
 /* The space of that id (1..DMM_MAX_SPACES), kept from being cleared or destroyed until the release; NULL: there is none, or it is about to
  * be. A policy's thread holds one at a time, and never blocks meanwhile. */
 #define DMM_MAX_SPACES 1024u
@@ -218,7 +219,8 @@ struct dmm_merge {
     enum dmm_merge_result result;
 };
 /* Merges up to DMM_MERGE_BATCH pages: write-protects them and their partners, has all CPUs forget (once), compares every byte, and only then
- * lets go of a frame. Frames that are free now may still be known to CPUs: they come back with the next batch, or dmm_merge_finish(). */
+ * lets go of a frame. Frames that are free now may still be known to CPUs: they come back with the next batch, or dmm_merge_finish(), which is due
+ * before the space is released. One thread only. */
 void dmm_merge(struct dmm_space *s, struct dmm_merge *m, unsigned count);
 void dmm_merge_finish(void);
 
@@ -277,7 +279,8 @@ bool dmm_peek_u64(struct dmm_space *s, uint64_t gpa, uint64_t *out);
 
 enum dmm_fault_cause { /* what a nested fault turned out to be; one latency histogram each */
     DMM_CAUSE_FIRST_TOUCH_4K, DMM_CAUSE_FIRST_TOUCH_4K_CLEARED, /* pre-zeroed frame / cleared in the fault */
-    DMM_CAUSE_FIRST_TOUCH_2M, DMM_CAUSE_IMAGE_MAP, DMM_CAUSE_COW_IMAGE, DMM_CAUSE_COW_SHARED, DMM_CAUSE_ZERO_READ,
+    DMM_CAUSE_FIRST_TOUCH_2M, DMM_CAUSE_IMAGE_MAP, DMM_CAUSE_COW_IMAGE, DMM_CAUSE_COW_SHARED,
+    DMM_CAUSE_COW_SEALED, DMM_CAUSE_UNPROTECT /* it had it alone */, DMM_CAUSE_INHERIT /* a region of the image it was made from */, DMM_CAUSE_ZERO_READ,
     DMM_CAUSE_SPURIOUS, DMM_CAUSE_STALL, DMM_CAUSE_MOVING, DMM_CAUSE_HOLE, DMM_CAUSE_COUNT,
 };
 const char *dmm_fault_cause_name(enum dmm_fault_cause c);

@@ -18,7 +18,9 @@ enum p2m_type {
     P2M_EMPTY,       /* RAM never touched: reads as zero */
     P2M_SWAPPED, P2M_COMPRESSED, P2M_BALLOONED, P2M_MOVING_OUT, P2M_MOVING_IN, P2M_POISON, /* payload: slot/handle */
     P2M_MMIO,
-    P2M_LAST_NONPRESENT = P2M_MMIO,
+    P2M_SEALED,      /* a shared frame's number; the next access of any kind copies it (secure groups) */
+    P2M_INHERITED,   /* a 2 MiB region that is as the image has it from which the space was made, and was not touched since */
+    P2M_LAST_NONPRESENT = P2M_INHERITED,
     P2M_TABLE,       /* present: points to the next level */
     P2M_RW,          /* present: private frame */
     P2M_SHARED_RO,   /* present: shared frame, copy on write */
@@ -43,6 +45,10 @@ struct p2m_format {
     bool (*dirty)(p2m_entry_t e);
     p2m_entry_t (*clear_accessed)(p2m_entry_t e);
     p2m_entry_t (*clear_dirty)(p2m_entry_t e);
+    /* The bits themselves, for those who look at many entries; 0: this CPU keeps none. And one bit of present entries that is ours to set. */
+    uint64_t (*accessed_mask)(void);
+    uint64_t (*dirty_mask)(void);
+    uint64_t mark;
     bool (*permits)(p2m_entry_t e, unsigned access /* enum dmm_access */);
 };
 

@@ -10,7 +10,9 @@
  *             since there are exactly as many GUEST frames; IMAGE_RO: a boot file's, whose references equal its entries
  *   spaces    pages by state add up to the RAM declared; table pages reached equal table pages owned; the pool's charge
  *             equals the frames held
- *   promises  the minima not yet drawn add up
+ *   shares    each SHARED_RO or SEALED entry is in its frame's reverse map, and the maps list as many users as there are entries (and users in
+ *             limbo, whose CPUs have not been told yet)
+ *   promises  the minima not yet drawn add up, and so does what covers un-sharing
  *
  * All CPUs are held outside DMM meanwhile (frame.h, dmm_enter), hence nothing here takes a lock or allocates.
  */
@@ -20,7 +22,8 @@
 #include "include/abi/boot_info.h"
 #include "lib/string.h"
 #include "mm/dmm/frame.h"
-#include "mm/dmm/p2m.h"
+#include "mm/dmm/rmap.h"
+#include "mm/dmm/share.h"
 #include "mm/dmm/space.h"
 #include "x86/cpu.h"
 
@@ -31,7 +34,7 @@ struct audit {
     void (*report)(const char *line, void *arg);
     void *arg;
     unsigned violations;
-    uint64_t by_type[FRAME_TYPE_COUNT], cached_dirty, cached_zeroed, image_entries, image_refs;
+    uint64_t by_type[FRAME_TYPE_COUNT], cached_dirty, cached_zeroed, image_entries, image_refs, shared_entries, shared_refs;
 };
 
 static void PRINTF_LIKE(2, 3) violation(struct audit *a, const char *fmt, ...)
@@ -96,9 +99,17 @@ static void check_guest_frame(struct audit *a, mfn_t m, const struct frame *f)
     unsigned level;
     p2m_entry_t e = p2m_read(p2m_leaf(r, gfn_of(f->gfn), &level));
     bool large = f->flags & FRAME_LARGE;
-    if (s->format->type_of(e, level) != (f->type == FRAME_SHARED ? P2M_SHARED_RO : P2M_RW) || !mfn_eq(s->format->mfn_of(e), m) || large != (level == 2))
+    if (s->format->type_of(e, level) != P2M_RW || !mfn_eq(s->format->mfn_of(e), m) || large != (level == 2))
         violation(a, "frame %lx: vm%u's at gfn %lx, but the entry there is %s (%lx) at level %u", (unsigned long)m.v, s->vm_id,
                   (unsigned long)f->gfn, p2m_type_name(s->format->type_of(e, level)), (unsigned long)e, level);
+}
+
+static void check_shared_frame(struct audit *a, mfn_t m, const struct frame *f)
+{
+    uint32_t listed = rmap_count(f);
+    a->shared_refs += f->refs;
+    if (!f->refs || listed != f->refs || f->owner)
+        violation(a, "frame %lx: shared by %u users of owner %u, but its reverse map lists %u", (unsigned long)m.v, f->refs, f->owner, listed);
 }
 
 static void check_frame(struct audit *a, mfn_t m, const struct frame *f, uint64_t pages)
@@ -108,8 +119,10 @@ static void check_frame(struct audit *a, mfn_t m, const struct frame *f, uint64_
         return;
     }
     a->by_type[f->type] += pages;
-    if (f->type == FRAME_GUEST || f->type == FRAME_SHARED)
+    if (f->type == FRAME_GUEST)
         check_guest_frame(a, m, f);
+    if (f->type == FRAME_SHARED)
+        check_shared_frame(a, m, f);
     if ((f->type == FRAME_P2M || f->type == FRAME_VM_STATE) && !(f->owner <= DMM_MAX_SPACES && space_of_id(f->owner)))
         violation(a, "frame %lx: %s of owner %u, who does not exist", (unsigned long)m.v, frame_type_name(f->type), f->owner);
     if (f->type == FRAME_BOOT_FILE) {
@@ -146,7 +159,7 @@ static void check_cached(mfn_t m, bool zeroed, uint64_t pages, void *arg)
 static void check_frames(struct audit *a)
 {
     struct frame_stock st;
-    uint64_t sum = 0;
+    uint64_t sum = 0, rmap_pages, rmap_chunks;
     for (unsigned k = 0; k < frame_run_count; k++)
         for (uint64_t m = frame_runs[k].first; m < frame_runs[k].end; m += LARGE_PAGES) {
             if (*child_free_of(m / LARGE_PAGES) == CHILD_HUGE) {
@@ -170,11 +183,21 @@ static void check_frames(struct audit *a)
     equal(a, st.bits + a->cached_dirty, a->by_type[FRAME_FREE], "allocator", "bits and magazines", "FREE frames");
     equal(a, a->cached_zeroed, a->by_type[FRAME_FREE_ZEROED], "allocator", "the stock of zeroed frames", "FREE_ZEROED frames");
     equal(a, a->image_refs, a->image_entries, "boot files", "the sum of references", "the number of IMAGE_RO entries");
+    equal(a, a->shared_refs, a->shared_entries + share_limbo_count(), "shared frames", "the sum of references", "the number of entries");
+    rmap_census(&rmap_pages, &rmap_chunks);
+    equal(a, rmap_pages, a->by_type[FRAME_RMAP], "reverse maps", "the number of pages in use", "rmap frames");
 }
 
 /* ---- spaces ------------------------------------------------------------------------------------------------------- */
 
 struct tally { uint64_t entries[P2M_TYPE_COUNT], tables, large, pinned; };
+
+/* Each entry is in its frame's map, and there are as many entries as maps list: so the maps list nothing else. */
+static bool check_shared_entry(struct audit *a, const struct dmm_space *s, gfn_t gfn, const struct frame *f)
+{
+    a->shared_entries++;
+    return f->type == FRAME_SHARED && rmap_has(f, s->id, gfn.v);
+}
 
 static void check_leaf(struct audit *a, const struct dmm_space *s, gfn_t gfn, p2m_entry_t e, unsigned level, struct tally *t)
 {
@@ -183,7 +206,7 @@ static void check_leaf(struct audit *a, const struct dmm_space *s, gfn_t gfn, p2
     t->entries[type] += pages;
     if (type <= P2M_EMPTY)
         return;
-    mfn_t m = type > P2M_TABLE ? s->format->mfn_of(e) : INVALID_MFN;
+    mfn_t m = type > P2M_TABLE || type == P2M_SEALED ? share_mfn_of(s, e, type) : INVALID_MFN;
     if (!mfn_valid(m) || !frame_exists(m)) {
         violation(a, "vm%u: gfn %lx: entry %lx (%s) leads to no frame", s->vm_id, (unsigned long)gfn.v, (unsigned long)e,
                   p2m_type_name(type));
@@ -196,8 +219,8 @@ static void check_leaf(struct audit *a, const struct dmm_space *s, gfn_t gfn, p2
              (level == 1 || IS_ALIGNED(m.v, LARGE_PAGES));
         t->large += level == 2 ? pages : 0;
         t->pinned += f->refs ? pages : 0;
-    } else if (type == P2M_SHARED_RO) {
-        ok = f->type == FRAME_SHARED && f->owner == s->id && f->gfn == gfn.v && !f->refs;
+    } else if (type == P2M_SHARED_RO || type == P2M_SEALED) {
+        ok = check_shared_entry(a, s, gfn, f);
     } else if (type == P2M_IMAGE_RO) {
         ok = f->type == FRAME_BOOT_FILE;
         a->image_entries++;
@@ -259,8 +282,11 @@ static void check_space(struct audit *a, const struct dmm_space *s)
     }
     equal(a, ram, s->ram_pages, s->name, "the sum of pages by state", "the RAM declared");
     equal(a, t.entries[P2M_RW], s->frames[FRAME_GUEST], s->name, "RW pages", "private frames owned");
-    equal(a, t.entries[P2M_SHARED_RO], s->frames[FRAME_SHARED], s->name, "SHARED_RO pages", "write-protected frames owned");
-    equal(a, s->charged, s->frames[FRAME_GUEST] + s->frames[FRAME_SHARED], s->name, "the pool's charge", "frames owned");
+    uint64_t shared = t.entries[P2M_SHARED_RO] + t.entries[P2M_SEALED];
+    equal(a, s->charged, s->frames[FRAME_GUEST] + shared, s->name, "the pool's charge", "frames owned and pages shared");
+    equal(a, s->owed, shared + t.entries[P2M_ZERO_RO] + t.entries[P2M_IMAGE_RO], s->name, "what it owes", "pages without a frame of their own");
+    if (s->class == DMM_CLASS_STRICT && s->hard < s->owed)
+        violation(a, "%s: is strict and owes %lu pages, but %lu frames are set aside", s->name, (unsigned long)s->owed, (unsigned long)s->hard);
     equal(a, t.tables, s->frames[FRAME_P2M], s->name, "nested tables reached", "table frames owned");
     equal(a, t.large, s->large_pages, s->name, "pages in 2 MiB mappings", "their counter");
     equal(a, t.pinned, s->pinned_pages, s->name, "pinned pages", "their counter");
@@ -271,7 +297,7 @@ static void check_space(struct audit *a, const struct dmm_space *s)
 unsigned dmm_audit(void (*report)(const char *line, void *arg), void *arg)
 {
     struct audit a = { .report = report, .arg = arg };
-    uint64_t promised = 0;
+    uint64_t promised = 0, hard = 0, soft = 0, all_hard, all_soft;
     close_gate();
     for (unsigned id = 1; id <= DMM_MAX_SPACES; id++) {
         const struct dmm_space *s = space_of_id((uint16_t)id);
@@ -279,9 +305,15 @@ unsigned dmm_audit(void (*report)(const char *line, void *arg), void *arg)
             continue;
         check_space(&a, s);
         promised += s->min_pages > s->charged ? s->min_pages - s->charged : 0;
+        hard += s->hard;
+        soft += s->soft;
     }
     check_frames(&a);
+    equal(&a, promised + hard + soft, pool_set_aside, "pools", "promises and covers", "what is set aside");
     equal(&a, promised, pool_promised, "pools", "the sum of minima not drawn", "what is promised");
+    pool_census(&all_hard, &all_soft);
+    equal(&a, hard, all_hard, "pools", "the sum of spaces' covers", "what covers un-sharing");
+    equal(&a, soft, all_soft, "pools", "the sum of spaces' expected covers", "what covers expected un-sharing");
     const uint64_t *zero = mfn_to_hva(dmm_zero_mfn);
     for (unsigned n = 0; n < PAGE_SIZE / 8; n++)
         if (zero[n]) {

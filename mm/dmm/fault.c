@@ -12,8 +12,7 @@
  */
 #include "core/log.h"
 #include "mm/dmm/frame.h"
-#include "mm/dmm/p2m.h"
-#include "mm/dmm/space.h"
+#include "mm/dmm/share.h"
 
 /* Neighbours that have to be cleared now rather than in idle time: at most so many per fault, a few microseconds. */
 #define AROUND_CLEAR_MAX 8u
@@ -22,9 +21,11 @@ struct outcome {
     enum dmm_fault_result result;
     enum dmm_fault_cause cause;
     bool flush; /* a translation was replaced */
+    mfn_t old;  /* the page left this shared frame: counted out after the flush */
 };
-#define DONE(cause_) ((struct outcome){ DMM_FAULT_RETRY, (cause_), false })
-#define STALLED ((struct outcome){ DMM_FAULT_STALLED, DMM_CAUSE_STALL, false })
+#define OUTCOME(result_, cause_) ((struct outcome){ (result_), (cause_), false, INVALID_MFN })
+#define DONE(cause_) OUTCOME(DMM_FAULT_RETRY, cause_)
+#define STALLED OUTCOME(DMM_FAULT_STALLED, DMM_CAUSE_STALL)
 
 const char *dmm_fault_result_name(enum dmm_fault_result r)
 {
@@ -35,8 +36,8 @@ const char *dmm_fault_result_name(enum dmm_fault_result r)
 const char *dmm_fault_cause_name(enum dmm_fault_cause c)
 {
     static const char *const names[DMM_CAUSE_COUNT] = {
-        "first-touch-4k", "first-touch-4k-cleared", "first-touch-2m", "image-map", "cow-image", "cow-shared", "zero-read",
-        "spurious", "stall", "moving", "hole",
+        "first-touch-4k", "first-touch-4k-cleared", "first-touch-2m", "image-map", "cow-image", "cow-shared", "cow-sealed",
+        "unprotect", "inherit", "zero-read", "spurious", "stall", "moving", "hole",
     };
     return (unsigned)c < DMM_CAUSE_COUNT ? names[c] : "?";
 }
@@ -94,13 +95,16 @@ static inline __attribute__((always_inline)) struct outcome touch_page(struct dm
 {
     p2m_entry_t *slot = &r->l1[gfn % LARGE_PAGES];
     bool prezeroed;
-    if (plan && plan->zero_page && !(access & DMM_WRITE)) {
+    if (plan && plan->zero_page && !(access & DMM_WRITE) && pool_can_owe(s, 1)) {
         r->filled_pages++;
         p2m_transition(s, slot, 1, P2M_EMPTY, P2M_ZERO_RO, s->format->make_leaf(P2M_ZERO_RO, dmm_zero_mfn, 1));
+        pool_owe(s, 1);
         return DONE(DMM_CAUSE_ZERO_READ);
     }
-    if (unlikely(!fill_page(s, r, slot, gfn, &prezeroed)))
+    if (unlikely(!fill_page(s, r, slot, gfn, &prezeroed))) {
+        s->stalled_break = false;
         return STALLED;
+    }
     s->last_gfn = gfn;
     if (plan && (plan->around_after | plan->around_before)) {
         unsigned may_clear = AROUND_CLEAR_MAX;
@@ -139,34 +143,44 @@ static inline __attribute__((always_inline)) struct outcome first_touch(struct d
     return touch_page(s, r, gfn, access, NULL);
 }
 
+/* What stalls a page that has contents already, and what a first touch: they wait for different things. */
+static struct outcome stalled_break(struct dmm_space *s)
+{
+    s->stalled_break = true;
+    return STALLED;
+}
+
 /* IMAGE_RO or ZERO_RO -> a private frame with the same contents. The shared frame stays where it is: other spaces map it. */
 static struct outcome copy_on_write(struct dmm_space *s, p2m_entry_t *slot, gfn_t gfn, enum p2m_type type)
 {
     bool prezeroed;
-    if (!pool_charge(s, 1))
-        return STALLED;
-    mfn_t m = frame_alloc_noting(type == P2M_ZERO_RO ? FRAME_ZEROED : 0, FRAME_GUEST, s, gfn.v, &prezeroed);
+    if (!pool_charge_break(s))
+        return stalled_break(s);
+    unsigned flags = pool_break_flags(s) | (type == P2M_ZERO_RO ? FRAME_ZEROED : 0);
+    mfn_t m = frame_alloc_noting(flags, FRAME_GUEST, s, gfn.v, &prezeroed);
     if (!mfn_valid(m)) {
         pool_uncharge(s, 1);
-        return STALLED;
+        return stalled_break(s);
     }
     mfn_t shared = s->format->mfn_of(p2m_read(slot));
     if (type == P2M_IMAGE_RO)
         copy_page(mfn_to_hva(m), mfn_to_hva(shared));
     p2m_transition(s, slot, 1, type, P2M_RW, s->rw_4k + mfn_to_hpa(m));
+    pool_settle(s, 1);
     if (type == P2M_IMAGE_RO)
         __atomic_fetch_sub(&frame_of(shared)->refs, 1, __ATOMIC_RELEASE);
-    return (struct outcome){ DMM_FAULT_RETRY, type == P2M_IMAGE_RO ? DMM_CAUSE_COW_IMAGE : DMM_CAUSE_COW_SHARED, true };
+    __atomic_fetch_add(&s->breaks, 1, __ATOMIC_RELAXED);
+    return (struct outcome){ DMM_FAULT_RETRY, type == P2M_IMAGE_RO ? DMM_CAUSE_COW_IMAGE : DMM_CAUSE_COW_SHARED, true, INVALID_MFN };
 }
 
-/* A write-protected page with one user is writable again. No CPU can have a translation that lets it do more than before, but one that
- * does not know yet faults once more. */
-static struct outcome unprotect(struct dmm_space *s, p2m_entry_t *slot)
+static struct outcome break_share(struct dmm_space *s, struct region *r, p2m_entry_t *slot, gfn_t gfn, enum p2m_type type, unsigned access)
 {
-    mfn_t m = s->format->mfn_of(p2m_read(slot));
-    frame_retype(m, FRAME_GUEST, s);
-    p2m_transition(s, slot, 1, P2M_SHARED_RO, P2M_RW, s->rw_4k + mfn_to_hpa(m));
-    return DONE(DMM_CAUSE_COW_SHARED);
+    struct outcome o = { DMM_FAULT_RETRY, type == P2M_SEALED ? DMM_CAUSE_COW_SEALED : DMM_CAUSE_COW_SHARED, true, INVALID_MFN };
+    switch (share_break(s, r, slot, gfn, type, access, &o.old)) {
+    case SHARE_BREAK_IN_PLACE: return DONE(DMM_CAUSE_UNPROTECT);
+    case SHARE_BREAK_NO_FRAME: return stalled_break(s);
+    default: return o;
+    }
 }
 
 /* Everything but the first touch of a region that has level-1 entries. */
@@ -185,26 +199,28 @@ __attribute__((noinline)) static struct outcome resolve(struct dmm_space *s, str
         if (s->format->permits(e, access))
             return DONE(DMM_CAUSE_SPURIOUS);
         if (type == P2M_SHARED_RO && (access & DMM_WRITE))
-            return unprotect(s, slot);
+            return break_share(s, r, slot, gfn, type, access);
         if (type != P2M_RW && (access & DMM_WRITE))
             return copy_on_write(s, slot, gfn, type);
         break;
+    case P2M_SEALED:
+        return break_share(s, r, slot, gfn, type, access);
     case P2M_MOVING_OUT:
     case P2M_MOVING_IN:
-        return (struct outcome){ DMM_FAULT_BLOCKED, DMM_CAUSE_MOVING, false };
+        return OUTCOME(DMM_FAULT_BLOCKED, DMM_CAUSE_MOVING);
     case P2M_HOLE:
     case P2M_MMIO:
-        return (struct outcome){ DMM_FAULT_HOLE, DMM_CAUSE_HOLE, false };
+        return OUTCOME(DMM_FAULT_HOLE, DMM_CAUSE_HOLE);
     default:
         break;
     }
-    return (struct outcome){ DMM_FAULT_DENIED, DMM_CAUSE_HOLE, false };
+    return OUTCOME(DMM_FAULT_DENIED, DMM_CAUSE_HOLE);
 }
 
 enum dmm_fault_result dmm_fault(struct dmm_space *s, gfn_t gfn, unsigned access)
 {
     uint64_t start = __builtin_ia32_rdtsc();
-    struct outcome o = { DMM_FAULT_HOLE, DMM_CAUSE_HOLE, false };
+    struct outcome o = OUTCOME(DMM_FAULT_HOLE, DMM_CAUSE_HOLE);
     bool outermost = dmm_enter();
     struct region *r = region_of(s, gfn);
     if (likely(r)) {
@@ -215,9 +231,12 @@ enum dmm_fault_result dmm_fault(struct dmm_space *s, gfn_t gfn, unsigned access)
             o = resolve(s, r, gfn, access);
         spin_unlock(&r->lock);
     }
-    dmm_leave(outermost);
-    if (unlikely(o.flush))
+    if (unlikely(o.flush)) {
         dmm_flush_wait(s);
+        if (mfn_valid(o.old))
+            share_drop(o.old, s->id, gfn.v);
+    }
+    dmm_leave(outermost);
     dmm_hist_add(&s->hist[o.cause], __builtin_ia32_rdtsc() - start);
     return o.result;
 }
@@ -247,9 +266,12 @@ static bool map_image_page(struct dmm_space *s, struct region *r, gfn_t gfn, mfn
     p2m_entry_t *slot = &r->l1[gfn.v % LARGE_PAGES], e = p2m_read(slot);
     if (e != s->empty)
         return s->format->type_of(e, 1) == P2M_IMAGE_RO && mfn_eq(s->format->mfn_of(e), m);
+    if (!pool_can_owe(s, 1))
+        return false; /* a copy, then: the day on which it is written to is today */
     __atomic_fetch_add(&frame_of(m)->refs, 1, __ATOMIC_RELAXED);
     r->filled_pages++;
     p2m_transition(s, slot, 1, P2M_EMPTY, P2M_IMAGE_RO, s->format->make_leaf(P2M_IMAGE_RO, m, 1));
+    pool_owe(s, 1);
     return true;
 }
 

@@ -21,7 +21,7 @@ const char *frame_type_name(enum frame_type t)
 {
     static const char *const names[FRAME_TYPE_COUNT] = {
         "unusable", "free", "free-zeroed", "hv-image", "hv-heap", "hv-pagetable", "frame-table", "boot-file", "p2m",
-        "vm-state", "guest", "shared",
+        "vm-state", "guest", "shared", "rmap",
     };
     return (unsigned)t < FRAME_TYPE_COUNT ? names[t] : "?";
 }

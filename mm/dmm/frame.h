@@ -14,15 +14,16 @@
 
 /*
  * Who may write a record: the one who took the frame from the allocator until it is published in a p2m entry, afterwards
- * the holder of the lock of the 2 MiB region of (owner, gfn). `refs` is atomic: FRAME_GUEST counts pins, FRAME_BOOT_FILE the
- * IMAGE_RO entries that point here. A frame taken as one of 2 MiB has one record, its first (FRAME_LARGE); frame_record()
+ * the holder of the lock of the 2 MiB region of (owner, gfn); of a FRAME_SHARED, which has no owner, the holder of its share lock (share.h).
+ * `refs` is atomic: FRAME_GUEST counts pins, FRAME_BOOT_FILE the IMAGE_RO entries that point here, FRAME_SHARED the entries that its reverse
+ * map has (rmap.c keeps it in `where`). A frame taken as one of 2 MiB has one record, its first (FRAME_LARGE); frame_record()
  * finds it from any of the 512.
  */
 struct frame {
     union {
         struct {
             uint64_t gfn : 40;  /* FRAME_GUEST: where owner has it; GFN_NONE otherwise */
-            uint64_t tag : 24;  /* content tag, for sharing; 0 */
+            uint64_t tag : 24;  /* FRAME_GUEST: dmm_frame_set_tag(); FRAME_BOOT_FILE: the audit's count */
         };
         uint64_t where;         /* both at once */
     };
@@ -38,6 +39,9 @@ struct frame {
 };
 _Static_assert(sizeof(struct frame) == 16, "the budget of design.md: 16 bytes a frame");
 #define FRAME_LARGE 1u
+#define FRAME_BROKE 2u                         /* FRAME_GUEST: was shared, and written to; not listed once */
+#define FRAME_GUEST_TABLE 4u                   /* FRAME_GUEST: was shared, and the guest's page walk wrote to it; not listed while it is in use */
+#define FRAME_HISTORY (FRAME_BROKE | FRAME_GUEST_TABLE)
 #define FRAME_WHAT(type, owner, flags) ((uint64_t)(owner) << 32 | (uint64_t)(type) << 48 | (uint64_t)(flags) << 56)
 #define GFN_NONE ((UINT64_C(1) << 40) - 1)
 
@@ -136,16 +140,23 @@ static inline void frame_assign(mfn_t m, enum frame_type type, struct dmm_space 
     if (owner)
         __atomic_fetch_add(&owner->frames[type], pages, __ATOMIC_RELAXED);
 }
-/* An owned frame changes from guest memory of one kind to the other. */
-static inline void frame_retype(mfn_t m, enum frame_type type, struct dmm_space *owner)
+/* A space's private frame becomes one that nobody owns, and back. The region's lock is held, and the share lock. */
+static inline void frame_disown(mfn_t m, struct dmm_space *owner)
 {
     struct frame_cpu *c = frame_cpu();
-    struct frame *f = frame_of(m);
-    c->type_count[f->type]--;
-    c->type_count[type]++;
-    __atomic_fetch_sub(&owner->frames[f->type], 1, __ATOMIC_RELAXED);
-    __atomic_fetch_add(&owner->frames[type], 1, __ATOMIC_RELAXED);
-    f->type = (uint8_t)type;
+    c->type_count[FRAME_GUEST]--;
+    c->type_count[FRAME_SHARED]++;
+    __atomic_fetch_sub(&owner->frames[FRAME_GUEST], 1, __ATOMIC_RELAXED);
+    frame_of(m)->what = FRAME_WHAT(FRAME_SHARED, 0, 0);
+}
+static inline void frame_own(mfn_t m, struct dmm_space *owner, uint64_t gfn)
+{
+    struct frame_cpu *c = frame_cpu();
+    c->type_count[FRAME_SHARED]--;
+    c->type_count[FRAME_GUEST]++;
+    __atomic_fetch_add(&owner->frames[FRAME_GUEST], 1, __ATOMIC_RELAXED);
+    frame_of(m)->where = gfn;
+    frame_of(m)->what = FRAME_WHAT(FRAME_GUEST, owner->id, 0);
 }
 /* frame_alloc(0, ...) for the fault path, inside dmm_enter(): says whether the frame was zeroed beforehand, else it was cleared
  * now if flags ask for it. */

@@ -477,7 +477,7 @@ void frame_free(mfn_t m, unsigned order)
     bool outermost = dmm_enter();
     struct magazine *dirty = &frame_cpu()->dirty;
     const struct frame f = { .what = frame_of(m)->what };
-    hv_assert(f.type > FRAME_FREE_ZEROED && !f.refs && f.flags == (order == 0 ? 0 : FRAME_LARGE));
+    hv_assert(f.type > FRAME_FREE_ZEROED && !f.refs && (f.flags & ~FRAME_HISTORY) == (order == 0 ? 0 : FRAME_LARGE));
     if (f.owner)
         __atomic_fetch_sub(&space_of_id(f.owner)->frames[f.type], 1UL << order, __ATOMIC_RELAXED);
     if (unlikely(order != 0)) {

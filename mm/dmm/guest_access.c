@@ -9,8 +9,7 @@
 #include "core/log.h"
 #include "lib/string.h"
 #include "mm/dmm/frame.h"
-#include "mm/dmm/p2m.h"
-#include "mm/dmm/space.h"
+#include "mm/dmm/share.h"
 #include "x86/cpu.h"
 
 /* The leaf that speaks for gfn, its region locked; NULL: not RAM, nothing locked. */
@@ -28,12 +27,16 @@ static p2m_entry_t *lock_leaf(struct dmm_space *s, gfn_t gfn, struct region **r,
     return NULL;
 }
 
-static uint8_t *leaf_hva(const struct dmm_space *s, p2m_entry_t e, unsigned level, gfn_t gfn)
+static uint8_t *leaf_hva(const struct dmm_space *s, p2m_entry_t e, enum p2m_type type, unsigned level, gfn_t gfn)
 {
-    return mfn_to_hva(mfn_add(s->format->mfn_of(e), level == 2 ? gfn.v % LARGE_PAGES : 0));
+    return mfn_to_hva(mfn_add(share_mfn_of(s, e, type), level == 2 ? gfn.v % LARGE_PAGES : 0));
 }
 
-static bool is_readable(enum p2m_type t) { return t > P2M_TABLE; }
+/* A store of ours is one that the CPU does not see. */
+static void set_dirty(const struct dmm_space *s, p2m_entry_t *slot) { __atomic_fetch_or(slot, s->format->dirty_mask(), __ATOMIC_RELAXED); }
+
+/* By us: a sealed page is only the guest's not to look at. */
+static bool is_readable(enum p2m_type t) { return t > P2M_TABLE || t == P2M_SEALED; }
 
 /* A page that is on its way to another frame arrives without anybody else's help, and soon: no need to trouble the caller. */
 static enum dmm_fault_result fault_in(struct dmm_space *s, gfn_t gfn, unsigned access)
@@ -62,7 +65,7 @@ void *dmm_pin(struct dmm_space *s, gfn_t gfn, bool write, enum dmm_fault_result 
                 mfn_t m = s->format->mfn_of(p2m_read(slot));
                 if (__atomic_fetch_add(&frame_of(m)->refs, 1, __ATOMIC_ACQUIRE) == 0)
                     __atomic_fetch_add(&s->pinned_pages, level == 2 ? LARGE_PAGES : 1, __ATOMIC_RELAXED);
-                hva = leaf_hva(s, p2m_read(slot), level, gfn);
+                hva = leaf_hva(s, p2m_read(slot), type, level, gfn);
             }
             spin_unlock(&r->lock);
         }
@@ -83,6 +86,7 @@ void dmm_unpin(struct dmm_space *s, gfn_t gfn)
     hv_assert(slot && type == P2M_RW);
     struct frame *f = frame_of(s->format->mfn_of(p2m_read(slot)));
     hv_assert(f->refs > 0);
+    set_dirty(s, slot);
     if (__atomic_fetch_sub(&f->refs, 1, __ATOMIC_RELEASE) == 1)
         __atomic_fetch_sub(&s->pinned_pages, level == 2 ? LARGE_PAGES : 1, __ATOMIC_RELAXED);
     spin_unlock(&r->lock);
@@ -100,12 +104,12 @@ static enum dmm_fault_result copy_in_page(struct dmm_space *s, gfn_t gfn, unsign
         struct region *r;
         unsigned level;
         enum p2m_type type;
-        bool done = true;
+        bool done = true, wrote = what != COPY_READ;
         bool outermost = dmm_enter();
         p2m_entry_t *slot = lock_leaf(s, gfn, &r, &level, &type);
         if (slot) {
             bool reads_as_zero = type == P2M_EMPTY || type == P2M_ZERO_RO;
-            uint8_t *at = is_readable(type) ? leaf_hva(s, p2m_read(slot), level, gfn) + offset : NULL;
+            uint8_t *at = is_readable(type) ? leaf_hva(s, p2m_read(slot), type, level, gfn) + offset : NULL;
             if (what == COPY_READ && reads_as_zero)
                 memset(buf, 0, len);
             else if (what == COPY_READ && at)
@@ -115,7 +119,9 @@ static enum dmm_fault_result copy_in_page(struct dmm_space *s, gfn_t gfn, unsign
             else if (what == COPY_ZERO && type == P2M_RW)
                 memset(at, 0, len);
             else
-                done = what == COPY_ZERO && reads_as_zero;
+                wrote = false, done = what == COPY_ZERO && reads_as_zero;
+            if (wrote)
+                set_dirty(s, slot);
             spin_unlock(&r->lock);
         }
         dmm_leave(outermost);
@@ -163,18 +169,23 @@ enum dmm_fault_result dmm_zero_guest(struct dmm_space *s, uint64_t gpa, size_t l
 
 bool dmm_peek_u64(struct dmm_space *s, uint64_t gpa, uint64_t *out)
 {
-    struct region *r;
-    unsigned level;
-    enum p2m_type type;
-    bool ok = false;
-    bool outermost = dmm_enter();
-    p2m_entry_t *slot = lock_leaf(s, gpa_to_gfn(gpa), &r, &level, &type);
-    if (slot) {
-        if ((ok = type == P2M_EMPTY || is_readable(type)))
-            *out = type == P2M_EMPTY ? 0 : __atomic_load_n((const uint64_t *)(leaf_hva(s, p2m_read(slot), level, gpa_to_gfn(gpa)) +
-                                                                             gpa % PAGE_SIZE), __ATOMIC_RELAXED);
-        spin_unlock(&r->lock);
+    for (;;) {
+        struct region *r;
+        unsigned level;
+        enum p2m_type type;
+        bool known = false, outermost = dmm_enter();
+        p2m_entry_t *slot = lock_leaf(s, gpa_to_gfn(gpa), &r, &level, &type);
+        if (slot) {
+            known = type == P2M_EMPTY || is_readable(type);
+            if (known)
+                *out = type == P2M_EMPTY ? 0 : __atomic_load_n((const uint64_t *)(leaf_hva(s, p2m_read(slot), type, level, gpa_to_gfn(gpa)) +
+                                                                                  gpa % PAGE_SIZE), __ATOMIC_RELAXED);
+            spin_unlock(&r->lock);
+        }
+        dmm_leave(outermost);
+        if (known || !slot)
+            return known;
+        if (fault_in(s, gpa_to_gfn(gpa), DMM_READ) != DMM_FAULT_RETRY) /* moving, or inherited: there in a moment */
+            return false;
     }
-    dmm_leave(outermost);
-    return ok;
 }

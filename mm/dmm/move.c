@@ -10,8 +10,7 @@
  */
 #include "core/log.h"
 #include "mm/dmm/frame.h"
-#include "mm/dmm/p2m.h"
-#include "mm/dmm/space.h"
+#include "mm/dmm/share.h"
 
 const char *dmm_move_result_name(enum dmm_move_result r)
 {
@@ -78,14 +77,31 @@ enum dmm_move_result dmm_protect_page(struct dmm_space *s, gfn_t gfn)
     bool outermost = dmm_enter();
     spin_lock(&r->lock);
     p2m_entry_t *slot = private_page(s, r, gfn, &result);
-    if (slot) {
-        mfn_t m = s->format->mfn_of(p2m_read(slot));
-        frame_retype(m, FRAME_SHARED, s);
-        p2m_transition(s, slot, 1, P2M_RW, P2M_SHARED_RO, s->format->make_leaf(P2M_SHARED_RO, m, 1));
+    if (slot && !pool_can_owe(s, 1)) {
+        slot = NULL;
+        result = DMM_MOVE_NO_MEMORY;
     }
+    if (slot)
+        share_protect(s, slot, gfn);
     spin_unlock(&r->lock);
     dmm_leave(outermost);
     if (result == DMM_MOVE_OK)
         dmm_flush_wait(s); /* from here on nobody writes */
     return result;
+}
+
+bool dmm_unprotect_page(struct dmm_space *s, gfn_t gfn)
+{
+    struct region *r = region_of(s, gfn);
+    bool done = false;
+    if (!r)
+        return false;
+    bool outermost = dmm_enter();
+    spin_lock(&r->lock);
+    p2m_entry_t *slot = r->l1 ? &r->l1[gfn.v % LARGE_PAGES] : NULL;
+    if (slot && s->format->type_of(p2m_read(slot), 1) == P2M_SHARED_RO)
+        done = share_unprotect(s, slot, gfn);
+    spin_unlock(&r->lock);
+    dmm_leave(outermost);
+    return done;
 }

@@ -16,7 +16,8 @@
 const char *p2m_type_name(enum p2m_type t)
 {
     static const char *const names[P2M_TYPE_COUNT] = {
-        "HOLE", "EMPTY", "SWAPPED", "COMPRESSED", "BALLOONED", "MOVING_OUT", "MOVING_IN", "POISON", "MMIO", "TABLE", "RW",
+        "HOLE", "EMPTY", "SWAPPED", "COMPRESSED", "BALLOONED", "MOVING_OUT", "MOVING_IN", "POISON", "MMIO", "SEALED",
+        "INHERITED", "TABLE", "RW",
         "SHARED_RO", "ZERO_RO", "IMAGE_RO",
     };
     return (unsigned)t < P2M_TYPE_COUNT ? names[t] : "?";

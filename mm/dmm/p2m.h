@@ -9,6 +9,7 @@ enum p2m_change {
     P2M_CHANGE_ILLEGAL = 0,
     P2M_CHANGE_ADDS,     /* no CPU can hold a translation that is wrong now: there was none, or one that permits less */
     P2M_CHANGE_REMOVES,  /* a translation (or a table whose address CPUs may have cached) goes away */
+    P2M_CHANGE_BY_FRAME, /* it goes away unless the frame stays the same */
 };
 
 /*
@@ -26,9 +27,13 @@ static const uint16_t p2m_diagram[P2M_TYPE_COUNT][P2M_TYPE_COUNT] = {
     [P2M_EMPTY][P2M_ZERO_RO] = P2M_AT(P2M_L1, P2M_CHANGE_ADDS),              /* first read */
     [P2M_EMPTY][P2M_IMAGE_RO] = P2M_AT(P2M_L1, P2M_CHANGE_ADDS),             /* boot file */
     [P2M_RW][P2M_MOVING_OUT] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),           /* to another frame */
-    [P2M_MOVING_OUT][P2M_RW] = P2M_AT(P2M_L1, P2M_CHANGE_ADDS),
     [P2M_RW][P2M_SHARED_RO] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),            /* write-protected */
-    [P2M_SHARED_RO][P2M_RW] = P2M_AT(P2M_L1, P2M_CHANGE_ADDS),               /* written to: the same frame */
+    [P2M_SHARED_RO][P2M_RW] = P2M_AT(P2M_L1, P2M_CHANGE_BY_FRAME),           /* written to: copied, or the same frame if nobody else has it */
+    [P2M_SHARED_RO][P2M_SHARED_RO] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),     /* merged: another frame */
+    [P2M_SHARED_RO][P2M_ZERO_RO] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),       /* merged: it was zero */
+    [P2M_SHARED_RO][P2M_SEALED] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),        /* secure group */
+    [P2M_SEALED][P2M_RW] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),               /* touched: always copied */
+    [P2M_SEALED][P2M_EMPTY] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),            /* clear */
     [P2M_SHARED_RO][P2M_EMPTY] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),         /* clear */
     [P2M_ZERO_RO][P2M_RW] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),              /* copy on write */
     [P2M_IMAGE_RO][P2M_RW] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),
@@ -38,6 +43,11 @@ static const uint16_t p2m_diagram[P2M_TYPE_COUNT][P2M_TYPE_COUNT] = {
     [P2M_IMAGE_RO][P2M_EMPTY] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),          /* clear */
     [P2M_ZERO_RO][P2M_EMPTY] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),
     [P2M_TABLE][P2M_EMPTY] = P2M_AT(P2M_L2, P2M_CHANGE_REMOVES),
+    [P2M_TABLE][P2M_MOVING_OUT] = P2M_AT(P2M_L2, P2M_CHANGE_REMOVES),        /* collapse: 512 pages to one frame */
+    [P2M_MOVING_OUT][P2M_RW] = P2M_AT(P2M_LEAF, P2M_CHANGE_ADDS),
+    [P2M_HOLE][P2M_INHERITED] = P2M_AT(P2M_L2, P2M_CHANGE_ADDS),             /* a space made from an image */
+    [P2M_INHERITED][P2M_TABLE] = P2M_AT(P2M_L2, P2M_CHANGE_ADDS),            /* first access: taken over */
+    [P2M_INHERITED][P2M_EMPTY] = P2M_AT(P2M_L2, P2M_CHANGE_ADDS),
 };
 static inline enum p2m_change p2m_change_of(enum p2m_type from, enum p2m_type to, unsigned level)
 {
@@ -84,7 +94,7 @@ static inline __attribute__((always_inline)) p2m_entry_t p2m_transition(
             p2m_refuse(s, slot, level, from_type, to_type);
     } while (unlikely(!__atomic_compare_exchange_n(slot, &old, to, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED)));
     p2m_count(s, level, from_type, to_type);
-    if (change == P2M_CHANGE_REMOVES)
+    if (change == P2M_CHANGE_REMOVES || (change == P2M_CHANGE_BY_FRAME && !mfn_eq(s->format->mfn_of(old), s->format->mfn_of(to))))
         __atomic_fetch_add(&s->flush_generation, 1, __ATOMIC_SEQ_CST);
     return old;
 }

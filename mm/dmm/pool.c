@@ -1,24 +1,42 @@
 /*
- * Pools: how many private frames a space may have.
+ * Pools: how many frames a space may have, and which are set aside for whom.
  *
  * A minimum is a promise made at creation, so it is admitted only if all promises together can be kept; while a space has less
  * than its minimum, the difference ("promised") is out of bounds for everybody else. A maximum is a limit. Both are counters: no frames are set
  * aside in a list, any frame will do. A charge comes before the frame is taken, so that two vCPUs cannot both take the last one.
+ *
+ * Sharing is overcommitment that nobody asked for: pages that had frames of their own will want them again when they are written to. A charge
+ * therefore goes on while a page is shared (so un-sharing never meets the maximum), and each space has a count of what it *owes* itself: pages that read
+ * as something and have no frame of their own. Its class says how many frames are set aside for them: all (hard) for a strict one and for what its minimum
+ * promises, the expected number (soft) for an insured one, none for best effort. Ordinary requests leave alone what is set aside; an
+ * insured space's breaks may use what is soft, whosever it is; a strict one's use their own, which are there by construction. A page is owed
+ * whole even if it is the last to be written to and needs no frame then: one too many per shared frame, never one too few.
  */
 #include "mm/dmm/frame.h"
 #include "mm/dmm/space.h"
 
-uint64_t pool_promised;
+uint64_t pool_promised, pool_set_aside;
+static uint64_t covered_hard, covered_soft;
 static struct spinlock pools_lock = SPINLOCK_INIT(LOCK_RANK_POOL, "pools"); /* admission, and the table of spaces */
 struct dmm_space *dmm_spaces[DMM_MAX_SPACES + 1];
 
-static uint64_t pool_promised_pages(void) { return __atomic_load_n(&pool_promised, __ATOMIC_RELAXED); }
+#define RISK_ONE UINT64_C(1024)
+#define RISK_LEAST (RISK_ONE / 16)     /* nobody knows what a guest does next */
+#define RISK_HORIZON_S 10
+
+static uint64_t load(const uint64_t *n) { return __atomic_load_n(n, __ATOMIC_RELAXED); }
+
+static void promise(int64_t pages)
+{
+    __atomic_fetch_add(&pool_promised, (uint64_t)pages, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&pool_set_aside, (uint64_t)pages, __ATOMIC_RELAXED);
+}
 
 void pool_uncharge(struct dmm_space *s, uint64_t pages)
 {
     uint64_t after = __atomic_fetch_sub(&s->charged, pages, __ATOMIC_RELAXED) - pages;
     if (after < s->min_pages)
-        __atomic_fetch_add(&pool_promised, MIN(after + pages, s->min_pages) - after, __ATOMIC_RELAXED);
+        promise((int64_t)(MIN(after + pages, s->min_pages) - after));
 }
 
 bool pool_charge_slow(struct dmm_space *s, uint64_t before, uint64_t pages)
@@ -26,10 +44,10 @@ bool pool_charge_slow(struct dmm_space *s, uint64_t before, uint64_t pages)
     uint64_t beyond = pages;
     if (before < s->min_pages) { /* drawing on the promise */
         uint64_t drawn = MIN(pages, s->min_pages - before);
-        __atomic_fetch_sub(&pool_promised, drawn, __ATOMIC_RELAXED);
+        promise(-(int64_t)drawn);
         beyond -= drawn;
     }
-    if (before + pages <= s->max_pages && (!beyond || frame_available_hint() >= pool_promised_pages() + beyond))
+    if (before + pages <= s->max_pages && (!beyond || frame_available_hint() >= load(&pool_set_aside) + beyond))
         return true;
     pool_uncharge(s, pages);
     return false;
@@ -37,23 +55,147 @@ bool pool_charge_slow(struct dmm_space *s, uint64_t before, uint64_t pages)
 
 bool pool_has_room(struct dmm_space *s)
 {
-    uint64_t charged = __atomic_load_n(&s->charged, __ATOMIC_RELAXED);
-    return charged < s->max_pages && frame_can_take() &&
-           (charged < s->min_pages || !pool_promised_pages() || frame_available_hint() > pool_promised_pages());
+    uint64_t charged = load(&s->charged), aside = load(&pool_set_aside);
+    if (!frame_can_take())
+        return false;
+    if (s->stalled_break)
+        return pool_may_break(s);
+    return charged < s->max_pages && (charged < s->min_pages || !aside || frame_available_hint() > aside);
 }
 
 bool pool_admit(struct dmm_space *s)
 {
     spin_lock(&pools_lock);
-    bool fits = !s->min_pages || pool_promised_pages() + s->min_pages <= frame_available_hint();
+    bool fits = !s->min_pages || load(&pool_set_aside) + s->min_pages <= frame_available_hint();
     if (fits)
-        __atomic_fetch_add(&pool_promised, s->min_pages, __ATOMIC_RELAXED);
+        promise((int64_t)s->min_pages);
     spin_unlock(&pools_lock);
     return fits;
 }
 
+/* ---- un-sharing ------------------------------------------------------------------------------------------------- */
+
+const char *dmm_class_name(enum dmm_class c)
+{
+    static const char *const names[] = { "best-effort", "insured", "strict" };
+    return (unsigned)c < ARRAY_SIZE(names) ? names[c] : "?";
+}
+
+/* What is set aside for the space becomes what its class wants now. Its cover_lock is held. */
+static void cover(struct dmm_space *s)
+{
+    uint64_t owed = load(&s->owed), charged = load(&s->charged);
+    uint64_t shared = load(&s->entries[P2M_SHARED_RO]) + load(&s->entries[P2M_SEALED]) + s->inherited_charge;
+    uint64_t alone = charged - MIN(charged, shared);
+    uint64_t hard = s->min_pages > alone ? MIN(shared, s->min_pages - alone) : 0, soft = 0;
+    if (s->class == DMM_CLASS_STRICT)
+        hard = MAX(hard, owed);
+    if (s->class == DMM_CLASS_INSURED)
+        soft = owed * s->risk / RISK_ONE;
+    soft -= MIN(soft, hard);
+    __atomic_fetch_add(&covered_hard, hard - s->hard, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&covered_soft, soft - s->soft, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&pool_set_aside, hard + soft - s->hard - s->soft, __ATOMIC_RELAXED);
+    s->hard = hard;
+    s->soft = soft;
+}
+
+static bool has_cover(const struct dmm_space *s) { return s->class != DMM_CLASS_BEST_EFFORT || s->min_pages; }
+
+static void owe(struct dmm_space *s, int64_t pages)
+{
+    __atomic_fetch_add(&s->owed, (uint64_t)pages, __ATOMIC_RELAXED);
+    if (!has_cover(s))
+        return;
+    spin_lock(&s->cover_lock); /* whoever comes last sees all counts */
+    cover(s);
+    spin_unlock(&s->cover_lock);
+}
+
+void pool_owe(struct dmm_space *s, uint64_t pages) { owe(s, (int64_t)pages); }
+void pool_settle(struct dmm_space *s, uint64_t pages) { owe(s, -(int64_t)pages); }
+
+bool pool_can_owe(const struct dmm_space *s, uint64_t pages)
+{
+    return s->class != DMM_CLASS_STRICT || frame_available_hint() >= load(&pool_set_aside) + pages;
+}
+
+bool pool_may_break(const struct dmm_space *s)
+{
+    uint64_t aside = load(&pool_set_aside), ours = load(&s->hard);
+    if (likely(!aside) || s->class == DMM_CLASS_STRICT)
+        return true;
+    if (s->class == DMM_CLASS_INSURED)
+        ours += load(&covered_soft);
+    return frame_available_hint() + ours > aside;
+}
+
+bool pool_charge_break(struct dmm_space *s)
+{
+    if (likely(pool_charge(s, 1)))
+        return true;
+    if (s->class == DMM_CLASS_BEST_EFFORT || !pool_may_break(s))
+        return false;
+    if (__atomic_fetch_add(&s->charged, 1, __ATOMIC_RELAXED) < s->max_pages)
+        return true; /* beyond its minimum, or the first attempt would have had it */
+    pool_uncharge(s, 1);
+    return false;
+}
+
+void dmm_set_class(struct dmm_space *s, enum dmm_class c)
+{
+    spin_lock(&s->cover_lock);
+    s->class = c;
+    cover(s);
+    spin_unlock(&s->cover_lock);
+    dmm_wake_memory_waiters();
+}
+
+enum dmm_class dmm_get_class(const struct dmm_space *s) { return s->class; }
+uint64_t dmm_covered_pages(void) { return load(&covered_hard) + load(&covered_soft); }
+uint64_t dmm_promised_pages(void) { return load(&pool_promised); }
+
+/* A jump is believed at once, a lull only slowly. */
+static void estimate_risk(struct dmm_space *s, uint64_t elapsed_ns)
+{
+    uint64_t breaks = load(&s->breaks), rate_milli = (breaks - s->breaks_seen) * 1000 * 1000000 / (elapsed_ns / 1000 + 1);
+    uint64_t owed = MAX(load(&s->owed), UINT64_C(1));
+    uint64_t risk = MIN(MAX(rate_milli * RISK_HORIZON_S * RISK_ONE / 1000 / owed, RISK_LEAST), RISK_ONE);
+    spin_lock(&s->cover_lock);
+    s->breaks_seen = breaks;
+    s->break_rate_milli = rate_milli;
+    s->risk = MAX(risk, s->risk - s->risk / 8);
+    cover(s);
+    spin_unlock(&s->cover_lock);
+}
+
+void dmm_insurance_tick(uint64_t elapsed_ns)
+{
+    for (unsigned id = 1; id <= DMM_MAX_SPACES; id++) {
+        struct dmm_space *s = dmm_spaces[id] ? dmm_space_acquire(id) : NULL;
+        if (!s)
+            continue;
+        bool outermost = dmm_enter();
+        estimate_risk(s, elapsed_ns);
+        dmm_leave(outermost);
+        dmm_space_release(s);
+    }
+}
+
+void pool_cover_init(struct dmm_space *s)
+{
+    spin_init(&s->cover_lock, LOCK_RANK_COVER, "cover");
+    s->risk = RISK_LEAST;
+}
+
+void pool_census(uint64_t *hard, uint64_t *soft)
+{
+    *hard = covered_hard;
+    *soft = covered_soft;
+}
+
 /* Nothing is charged any more. */
-void pool_dismiss(struct dmm_space *s) { __atomic_fetch_sub(&pool_promised, s->min_pages, __ATOMIC_RELAXED); }
+void pool_dismiss(struct dmm_space *s) { promise(-(int64_t)s->min_pages); }
 
 /* The table of ids is the list of spaces. */
 bool pool_list_add(struct dmm_space *s)

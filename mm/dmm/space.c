@@ -10,10 +10,11 @@
 #include "core/log.h"
 #include "lib/string.h"
 #include "mm/dmm/frame.h"
-#include "mm/dmm/p2m.h"
+#include "mm/dmm/share.h"
 #include "mm/mm.h"
 
 mfn_t dmm_zero_mfn;
+static uint64_t domains; /* handed out to spaces that share with nobody else */
 
 void dmm_init(void)
 {
@@ -50,6 +51,10 @@ enum dmm_create_result dmm_space_create(const struct dmm_space_config *cfg, stru
     s->last_gfn = UINT64_MAX - 1;
     str_copy(s->name, sizeof(s->name), cfg->name);
     waitq_init(&s->moving);
+    pool_cover_init(s);
+    s->class = cfg->class;
+    s->group = cfg->group;
+    s->domain = cfg->group ? cfg->group : DMM_GROUP_MAX + __atomic_add_fetch(&domains, 1, __ATOMIC_RELAXED);
 
     if (!pool_admit(s)) {
         kfree(s);
@@ -154,17 +159,26 @@ void dmm_flush_wait(struct dmm_space *s)
 
 /* ---- destroying ----------------------------------------------------------------------------------------------- */
 
-static void drop_entry(struct dmm_space *s, p2m_entry_t e, unsigned level)
+/* All CPUs have forgotten it. */
+static void drop_entry(struct dmm_space *s, gfn_t gfn, p2m_entry_t e, unsigned level)
 {
     enum p2m_type type = s->format->type_of(e, level);
-    if (type == P2M_RW || type == P2M_SHARED_RO) {
+    if (type == P2M_RW) {
         mfn_t m = s->format->mfn_of(e);
         hv_assert(!frame_of(m)->refs); /* a pin left over: somebody still has its address */
         pool_uncharge(s, level == 2 ? LARGE_PAGES : 1);
         frame_free(m, level == 2 ? LARGE_ORDER : 0);
+        return;
+    }
+    if (type == P2M_SHARED_RO || type == P2M_SEALED) {
+        pool_uncharge(s, 1);
+        share_drop(share_mfn_of(s, e, type), s->id, gfn.v);
     } else if (type == P2M_IMAGE_RO) {
         __atomic_fetch_sub(&frame_of(s->format->mfn_of(e))->refs, 1, __ATOMIC_RELEASE);
+    } else if (type != P2M_ZERO_RO) {
+        return;
     }
+    pool_settle(s, 1);
 }
 
 /* Frees what a table of this level leads to, then the table. Level-2 entries have been cut off before and lead nowhere. */
@@ -192,16 +206,17 @@ static void detach_all(struct dmm_space *s)
 /* A detached region goes back to what add_ram_region() made: EMPTY throughout, or a table of EMPTY and HOLE. */
 static void renew_region(struct dmm_space *s, struct region *r)
 {
+    uint64_t first = (uint64_t)(r - s->regions) * LARGE_PAGES;
     for (unsigned k = 0; r->l1 && k < LARGE_PAGES; k++) {
         p2m_entry_t e = p2m_read(&r->l1[k]);
         enum p2m_type type = s->format->type_of(e, 1);
         if (type == P2M_HOLE || type == P2M_EMPTY)
             continue;
         p2m_transition(s, &r->l1[k], 1, type, P2M_EMPTY, s->empty);
-        drop_entry(s, e, 1);
+        drop_entry(s, gfn_of(first + k), e, 1);
     }
     if (!r->l1) {
-        drop_entry(s, r->detached, 2);
+        drop_entry(s, gfn_of(first), r->detached, 2);
     } else if (r->ram_pages == LARGE_PAGES) {
         frame_free(hva_to_mfn(r->l1), 0);
         r->l1 = NULL;
@@ -210,6 +225,8 @@ static void renew_region(struct dmm_space *s, struct region *r)
     }
     r->detached = 0;
     r->filled_pages = 0;
+    r->breaks = 0;
+    r->note = 0;
 }
 
 void dmm_space_clear(struct dmm_space *s)
@@ -235,11 +252,11 @@ void dmm_space_destroy(struct dmm_space *s)
     for (uint64_t n = 0; n < s->region_count; n++) {
         struct region *r = &s->regions[n];
         for (unsigned k = 0; r->l1 && k < LARGE_PAGES; k++)
-            drop_entry(s, r->l1[k], 1);
+            drop_entry(s, gfn_of(n * LARGE_PAGES + k), r->l1[k], 1);
         if (r->l1)
             frame_free(hva_to_mfn(r->l1), 0);
         else
-            drop_entry(s, r->detached, 2);
+            drop_entry(s, gfn_of(n * LARGE_PAGES), r->detached, 2);
     }
     free_table(s, s->root, 4);
     for (unsigned t = 0; t < FRAME_TYPE_COUNT; t++)
@@ -263,7 +280,9 @@ void dmm_space_usage(const struct dmm_space *s, struct dmm_usage *out)
         .image_shared = s->entries[P2M_IMAGE_RO], .shared = s->entries[P2M_SHARED_RO], .zero = s->entries[P2M_ZERO_RO],
         .pinned = s->pinned_pages, .p2m_pages = s->frames[FRAME_P2M], .state_pages = s->frames[FRAME_VM_STATE],
         .min = s->min_pages, .max = s->max_pages, .charged = s->charged, .heap_bytes = s->heap_bytes,
+        .sealed = s->entries[P2M_SEALED], .covered = s->hard + s->soft,
     };
+    out->shared += out->sealed;
     out->empty = s->ram_pages - out->resident - out->image_shared - out->shared - out->zero;
 }
 

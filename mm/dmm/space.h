@@ -24,6 +24,8 @@ struct region {
     p2m_entry_t detached;   /* what the level-2 entry was, while the space is being destroyed */
     uint16_t ram_pages;     /* declared as RAM */
     uint16_t filled_pages;  /* of which not EMPTY */
+    uint16_t note;          /* dmm_scan_note() */
+    uint8_t breaks;         /* of shared pages, since the last scan */
 } __attribute__((aligned(64)));
 _Static_assert(sizeof(struct region) == 64, "a cache line each");
 
@@ -43,11 +45,25 @@ struct dmm_space {
 
     /* atomic */
     uint64_t flush_generation __attribute__((aligned(64)));
-    uint64_t charged;         /* private frames, those being faulted in included */
+    uint64_t charged;         /* pages that have a frame, alone or shared, those being faulted in included */
     uint64_t frames[FRAME_TYPE_COUNT];  /* by type, owned by this space */
     uint64_t entries[P2M_TYPE_COUNT];   /* pages by state; EMPTY and HOLE are not counted, they are the rest */
     uint64_t large_pages, pinned_pages, ram_pages;
     uint64_t flushes;
+    uint64_t breaks;          /* shared pages written to and copied */
+
+    /* under cover_lock: pool.c */
+    struct spinlock cover_lock;
+    uint64_t owed;            /* pages that read as something and need a frame when they are written to */
+    uint64_t hard, soft;      /* frames set aside for them */
+    uint64_t risk;            /* insured: in 1024ths */
+    uint64_t breaks_seen;     /* dmm_insurance_tick() */
+    uint64_t break_rate_milli;/* per second */
+    enum dmm_class class;
+    unsigned group;           /* constant */
+    uint64_t domain;          /* constant: what it may share with, as one number */
+    uint64_t inherited_charge;/* pages of regions that are still inherited that have a frame there; the region's lock, and no vCPU runs twice */
+    volatile bool stalled_break; /* what it waits for is a frame for a page that it owes: a hint */
 
     /* the pattern of first touches; races between vCPUs only blur a hint */
     uint64_t last_gfn, streak;
@@ -79,18 +95,34 @@ void dmm_flush_wait(struct dmm_space *s);
 /* ---- pool.c --------------------------------------------------------------------------------------------- */
 
 extern uint64_t pool_promised;       /* minima not yet drawn, over all spaces */
+extern uint64_t pool_set_aside;      /* that, and what covers un-sharing: 0 in the common case */
 bool pool_charge_slow(struct dmm_space *s, uint64_t before, uint64_t pages);
 /* May the space have `pages` more private frames? Charges them if so. False: its maximum is reached, or what is free is
  * promised to other spaces' minima. */
 static inline bool pool_charge(struct dmm_space *s, uint64_t pages)
 {
     uint64_t before = __atomic_fetch_add(&s->charged, pages, __ATOMIC_RELAXED);
-    if (likely(before + pages <= s->max_pages && !__atomic_load_n(&pool_promised, __ATOMIC_RELAXED)))
-        return true; /* nothing is promised: this space's minimum, if it has one, is drawn */
+    if (likely(before + pages <= s->max_pages && !__atomic_load_n(&pool_set_aside, __ATOMIC_RELAXED)))
+        return true; /* nothing is set aside: this space's minimum, if it has one, is drawn */
     return pool_charge_slow(s, before, pages);
 }
 void pool_uncharge(struct dmm_space *s, uint64_t pages);
 bool pool_has_room(struct dmm_space *s);
+/* `pages` more / fewer pages of the space read as something without having a frame of their own: what is set aside for them follows. */
+void pool_owe(struct dmm_space *s, uint64_t pages);
+void pool_settle(struct dmm_space *s, uint64_t pages);
+/* Can what a strict space would owe more be set aside? True for others. */
+bool pool_can_owe(const struct dmm_space *s, uint64_t pages);
+/* May the space have a frame now for a page that it owes? Its class decides how deep it may reach. And with which flags to ask for it. */
+bool pool_may_break(const struct dmm_space *s);
+static inline unsigned pool_break_flags(const struct dmm_space *s)
+{
+    return s->class == DMM_CLASS_BEST_EFFORT ? 0 : FRAME_RESERVE_OK;
+}
+/* A page without a charge (ZERO_RO, IMAGE_RO) is to have a frame: its maximum, and pool_may_break(). Charged if true. */
+bool pool_charge_break(struct dmm_space *s);
+void pool_cover_init(struct dmm_space *s);
+void pool_census(uint64_t *hard, uint64_t *soft); /* for the audit: what is set aside, over all spaces */
 /* Promises min_pages to a new space / takes the promise back. */
 bool pool_admit(struct dmm_space *s);
 void pool_dismiss(struct dmm_space *s);

@@ -3,7 +3,8 @@
  * real machine and unlike on an emulator. Until they have acknowledged a change, other CPUs go on writing through what they have: so the
  * kick that asks for it writes here and there first. The ledger is audited after every step.
  * TEST-SOURCES: mm/dmm/frame.c mm/dmm/frame_alloc.c mm/dmm/space.c mm/dmm/pool.c mm/dmm/p2m.c mm/dmm/fault.c mm/dmm/hist.c
-   mm/dmm/guest_access.c mm/dmm/policy.c mm/dmm/audit.c mm/dmm/move.c policies/demand.c
+   mm/dmm/guest_access.c mm/dmm/policy.c mm/dmm/audit.c mm/dmm/share.c mm/dmm/rmap.c mm/dmm/merge.c
+   mm/dmm/scan.c mm/dmm/group.c mm/dmm/move.c policies/demand.c
    tests/unit/fake/dmm_host.c tests/unit/fake/p2m_fake.c */
 #include <pthread.h>
 #include <setjmp.h>
@@ -18,6 +19,8 @@
 #include "include/hv/dmm_policy.h"
 #include "mm/dmm/frame.h"
 #include "mm/dmm/p2m.h"
+#include "mm/dmm/rmap.h"
+#include "mm/dmm/share.h"
 #include "policies/demand.h"
 #include "tests/unit/fake/dmm_host.h"
 
@@ -34,10 +37,12 @@ struct vm_model {
     unsigned pins[VM_PAGES], pin_total;
     unsigned id;
     bool parked;                    /* no CPU is in the guest */
+    uint64_t busy_first, busy_end;  /* the test itself is writing there: the model could not tell who came last */
 };
 static struct vm_model vms[VMS];
-static uint64_t next_stamp = 1;
+static uint64_t next_stamp = 100; /* lower ones are contents that many pages have */
 static unsigned disturbed[2];   /* write-protected, moved */
+static unsigned merges[DMM_MERGE_RESULT_COUNT];
 
 static void fill(uint64_t *page, uint64_t stamp);
 
@@ -45,7 +50,7 @@ static void write_late(struct vm_model *v)
 {
     for (unsigned n = 0; n < 200; n++) {
         uint64_t g = host_random(VM_PAGES);
-        if (v->tlb[g].valid && v->tlb[g].writable)
+        if (v->tlb[g].valid && v->tlb[g].writable && (g < v->busy_first || g >= v->busy_end))
             fill(mfn_to_hva(v->tlb[g].mfn), v->stamp[g] = next_stamp++);
     }
 }
@@ -64,18 +69,21 @@ static const struct dmm_space_ops ops = { .kick = kick };
 
 static bool is_hole(uint64_t g) { return g >= VM_PAGES || (g >= HOLE_FIRST && g < HOLE_END); }
 
+/* The n-th word of a page with that stamp: small stamps, and boot files, fill it with one word. */
+static uint64_t word_at(uint64_t stamp, uint64_t n) { return stamp < 20 || stamp >> 32 ? stamp : stamp << 16 | (n % 512); }
+
 static void check_page(const uint64_t *page, uint64_t stamp)
 {
     unsigned at[] = { 0, 511, (unsigned)host_random(512) };
     for (unsigned n = 0; n < 3; n++)
-        if (page[at[n]] != stamp)
-            fail_msg("a page reads %lx, should be %lx", page[at[n]], stamp);
+        if (page[at[n]] != word_at(stamp, at[n]))
+            fail_msg("a page reads %lx, should be %lx", page[at[n]], word_at(stamp, at[n]));
 }
 
 static void fill(uint64_t *page, uint64_t stamp)
 {
     for (unsigned n = 0; n < 512; n++)
-        page[n] = stamp;
+        page[n] = word_at(stamp, n);
 }
 
 /* The address a CPU would use for this access, or NULL: nested fault. */
@@ -110,8 +118,8 @@ static bool guest_access(struct vm_model *v, uint64_t g, bool write)
         uint64_t *page = is_hole(g) ? NULL : translate(v, g, write);
         if (page) {
             check_page(page, v->stamp[g]);
-            if (write)
-                fill(page, v->stamp[g] = next_stamp++);
+            if (write) /* often what others have too */
+                fill(page, v->stamp[g] = host_random(3) ? 1 + host_random(40) : host_random(4) ? next_stamp++ : 0);
             return true;
         }
         enum dmm_fault_result r = dmm_fault(v->s, gfn_of(g), write ? DMM_READ | DMM_WRITE : host_random(2) ? DMM_READ : DMM_EXEC);
@@ -134,7 +142,10 @@ static void map_file(struct vm_model *v, uint64_t g)
     bool hole = false;
     for (unsigned n = 0; n < pages; n++)
         hole |= is_hole(g + n);
+    v->busy_first = g;
+    v->busy_end = g + pages;
     enum dmm_fault_result r = dmm_map_boot_file(v->s, gfn_of(g), mfn_add(host_file_mfn(), first), pages);
+    v->busy_end = 0;
     assert_true(r == DMM_FAULT_STALLED || (r == DMM_FAULT_HOLE) == hole);
     for (unsigned n = 0; n < pages; n++) { /* what was done before it ended is done */
         uint64_t word, file = host_file_byte(first + n) * UINT64_C(0x0101010101010101);
@@ -162,12 +173,15 @@ static void copy(struct vm_model *v, uint64_t g)
     if (hole)
         return;
     assert_memory_equal(buf, (uint8_t *)expect + skip, len);
+    v->busy_first = g;
+    v->busy_end = g + 3;
     if (host_random(2)) { /* write the same bytes back: contents stay, states may change */
         r = dmm_write_guest(v->s, g * PAGE_SIZE + skip, buf, len);
         assert_true(r == DMM_FAULT_RETRY || r == DMM_FAULT_STALLED);
     }
     if (host_random(3) == 0 && (r = dmm_zero_guest(v->s, g * PAGE_SIZE, PAGE_SIZE)) == DMM_FAULT_RETRY)
         v->stamp[g] = 0;
+    v->busy_end = 0;
 }
 
 static void pin(struct vm_model *v, uint64_t g)
@@ -199,7 +213,7 @@ static void unpin_one(struct vm_model *v)
 static void create(struct vm_model *v, uint64_t max)
 {
     struct dmm_space_config cfg = { .name = "model", .vm_id = v->id, .pages = VM_PAGES - (HOLE_END - HOLE_FIRST), .max_pages = max,
-                                    .format = &p2m_format_fake, .ops = &ops, .owner = v };
+                                    .class = (enum dmm_class)host_random(3), .group = (unsigned)host_random(3), .format = &p2m_format_fake, .ops = &ops, .owner = v };
     unsigned id = v->id;
     memset(v, 0, sizeof(*v));
     v->id = id;
@@ -248,13 +262,95 @@ static void disturb(struct vm_model *v, uint64_t g, bool move)
         assert_true(v->pins[g]);
 }
 
+static p2m_entry_t entry_at(struct vm_model *v, uint64_t g, unsigned *level)
+{
+    struct region *r = region_of(v->s, gfn_of(g));
+    return p2m_read(p2m_leaf(r, gfn_of(g), level));
+}
+
+/* A frame that page g of v could be merged with: often one with the same contents, sometimes none of the kind, its own, or the zero page. */
+static mfn_t partner_for(struct vm_model *v, uint64_t g, mfn_t own, uint64_t *stamp)
+{
+    unsigned level;
+    *stamp = v->stamp[g];
+    if (v->stamp[g] == 0 || host_random(8) == 0) {
+        *stamp = 0;
+        return INVALID_MFN;
+    }
+    if (host_random(16) == 0)
+        return own;
+    for (unsigned n = 0; n < 400; n++) {
+        struct vm_model *w = &vms[host_random(VMS)];
+        uint64_t h = host_random(VM_PAGES);
+        if (!w->s || is_hole(h) || (w->stamp[h] != v->stamp[g] && host_random(100)))
+            continue;
+        p2m_entry_t e = entry_at(w, h, &level);
+        enum p2m_type t = p2m_format_fake.type_of(e, level);
+        *stamp = w->stamp[h];
+        if (t == P2M_RW || t == P2M_SHARED_RO || t == P2M_SEALED)
+            return mfn_add(share_mfn_of(w->s, e, t), level == 2 ? h % 512 : 0);
+    }
+    *stamp = UINT64_MAX;
+    return mfn_of(host_random(1 << 15)); /* anything: the machine has to look */
+}
+
+static void merge_batch(struct vm_model *v, struct dmm_merge *m, const uint64_t *want, unsigned count)
+{
+    uint64_t shared_before = frame_count(FRAME_SHARED) + frame_count(FRAME_GUEST);
+    dmm_merge(v->s, m, count);
+    for (unsigned n = 0; n < count; n++) {
+        merges[m[n].result]++;
+        uint64_t word;
+        assert_true(dmm_peek_u64(v->s, m[n].gfn.v * PAGE_SIZE, &word));
+        assert_int_equal(word, word_at(v->stamp[m[n].gfn.v], 0));
+        if (m[n].result == DMM_MERGE_DONE && mfn_valid(m[n].with))
+            assert_true(want[n] == v->stamp[m[n].gfn.v] || want[n] == UINT64_MAX);
+        if (m[n].result == DMM_MERGE_ZEROED)
+            assert_int_equal(v->stamp[m[n].gfn.v], 0);
+        if (m[n].result <= DMM_MERGE_ALREADY)
+            assert_false(dmm_is_mapped(v->s, m[n].gfn, DMM_WRITE));
+    }
+    assert_true(frame_count(FRAME_SHARED) + frame_count(FRAME_GUEST) <= shared_before);
+}
+
+/* What the scanner's thread does with a region, with better luck and worse. */
+static void scan(struct vm_model *v, uint64_t g)
+{
+    static struct dmm_scan scan;
+    struct dmm_merge m[DMM_MERGE_BATCH];
+    uint64_t want[DMM_MERGE_BATCH];
+    unsigned count = 0;
+    struct dmm_space *s = dmm_space_acquire(v->s->id);
+    assert_ptr_equal(s, v->s);
+    dmm_scan_age(s, gfn_of(g));
+    if (host_random(3) == 0)
+        dmm_scan_forget(s);
+    bool found = dmm_scan_region(s, gfn_of(g), &scan);
+    if (found && scan.large && host_random(2))
+        dmm_break_large(s, gfn_of(g));
+    for (unsigned n = 0; found && n < scan.fresh; n++) {
+        uint64_t at = ALIGN_DOWN(g, 512) + scan.page[n].index;
+        assert_false(is_hole(at));
+        m[count] = (struct dmm_merge){ .gfn = gfn_of(at), .mfn = scan.page[n].mfn, .result = DMM_MERGE_RESULT_COUNT };
+        m[count].with = partner_for(v, at, scan.page[n].mfn, &want[count]);
+        if (++count == DMM_MERGE_BATCH || n + 1 == scan.fresh) {
+            merge_batch(v, m, want, count);
+            count = 0;
+            host_audit();
+        }
+    }
+    dmm_merge_finish();
+    dmm_space_release(s);
+}
+
 static void check_everything(struct vm_model *v)
 {
     uint64_t word;
     for (uint64_t g = 0; v->s && g < VM_PAGES; g++) {
-        assert_int_equal(dmm_peek_u64(v->s, g * PAGE_SIZE + 8 * host_random(512), &word), !is_hole(g));
+        uint64_t n = host_random(512);
+        assert_int_equal(dmm_peek_u64(v->s, g * PAGE_SIZE + 8 * n, &word), !is_hole(g));
         if (!is_hole(g))
-            assert_int_equal(word, v->stamp[g]);
+            assert_int_equal(word, word_at(v->stamp[g], n));
     }
 }
 
@@ -269,7 +365,7 @@ static void step(void)
     }
     if (host_random(2)) /* some locality: walks up and down */
         g = (walk_at += host_random(8) ? 1 : host_random(VM_PAGES)) % VM_PAGES;
-    switch (host_random(27)) {
+    switch (host_random(33)) {
     case 0: map_file(v, g); break;
     case 1: copy(v, g); break;
     case 2: if (v->pin_total < 50) pin(v, g); break;
@@ -282,6 +378,11 @@ static void step(void)
     case 10: dmm_policy_set(dmm_policy_find("demand"), "large_free_percent", host_random(2) ? 0 : 101); break;
     case 11: disturb(v, g, true); break;
     case 12: disturb(v, g, false); break;
+    case 13: case 14: case 15: scan(v, g); break;
+    case 19: disturb(v, g, host_random(2)); break;
+    case 16: dmm_insurance_tick(1 + host_random(2000000000)); break;
+    case 17: if (host_random(10) == 0) dmm_set_class(v->s, (enum dmm_class)host_random(3)); break;
+    case 18: if (host_random(10) == 0) dmm_group_set_secure(1 + (unsigned)host_random(2), host_random(2)); break;
     default:
         for (unsigned n = 0; n < 4; n++)
             guest_access(v, (g + n) % (VM_PAGES + 7), host_random(2));
@@ -291,7 +392,7 @@ static void step(void)
 static void test_random_against_model(void **state)
 {
     uint64_t free_before = frame_free_pages();
-    for (unsigned n = 0; n < 5000; n++) {
+    for (unsigned n = 0; n < 6000; n++) {
         step();
         host_audit();
         if (n % 250 == 0)
@@ -302,12 +403,17 @@ static void test_random_against_model(void **state)
         if (vms[k].s)
             destroy(&vms[k]);
     host_audit();
-    assert_int_equal(frame_free_pages(), free_before);
+    assert_int_equal(frame_free_pages() + frame_count(FRAME_RMAP), free_before);
+    assert_true(frame_count(FRAME_RMAP) <= 1); /* one stays, against see-saws */
     struct dmm_hist_summary h;
     for (unsigned c = 0; c < DMM_CAUSE_COUNT; c++)
         dmm_fault_summary(NULL, (enum dmm_fault_cause)c, &h);
     assert_int_equal(frame_count(FRAME_GUEST) + frame_count(FRAME_SHARED), 0);
     assert_true(disturbed[0] > 20 && disturbed[1] > 20);
+    for (unsigned n = 0; n < DMM_MERGE_RESULT_COUNT; n++)
+        print_message("merges %s: %u\n", dmm_merge_result_name((enum dmm_merge_result)n), merges[n]);
+    assert_true(merges[DMM_MERGE_DONE] > 500 && merges[DMM_MERGE_ZEROED] > 100 && merges[DMM_MERGE_DIFFERENT] > 20);
+    assert_true(merges[DMM_MERGE_PARTNER_GONE] > 5 && merges[DMM_MERGE_FOREIGN] > 5 && merges[DMM_MERGE_ALREADY] > 5);
 }
 
 /* A frame that a guest had never shows its contents to another. */
@@ -525,6 +631,8 @@ static int setup(void **state)
 {
     host_machine_init(96);
     demand_policy_init();
+    dmm_group_of("one");
+    dmm_group_of("two");
     for (unsigned k = 0; k < VMS; k++)
         vms[k].id = k + 1;
     return 0;

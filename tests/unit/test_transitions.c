@@ -1,7 +1,8 @@
 /* The state diagram: the code's against the one that docs/memory-states.md documents, for every pair of states and level; and
  * p2m_transition() refuses every other change, and a wrong idea of what is there.
  * TEST-SOURCES: mm/dmm/frame.c mm/dmm/frame_alloc.c mm/dmm/space.c mm/dmm/pool.c mm/dmm/p2m.c mm/dmm/fault.c mm/dmm/hist.c
-   mm/dmm/guest_access.c mm/dmm/policy.c mm/dmm/audit.c tests/unit/fake/dmm_host.c tests/unit/fake/p2m_fake.c */
+   mm/dmm/guest_access.c mm/dmm/policy.c mm/dmm/audit.c mm/dmm/share.c mm/dmm/rmap.c mm/dmm/merge.c
+   mm/dmm/scan.c mm/dmm/group.c mm/dmm/move.c tests/unit/fake/dmm_host.c tests/unit/fake/p2m_fake.c */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -41,7 +42,8 @@ static int read_document(void **state)
         for (const char *l = levels; *l; l++)
             if (*l != ' ')
                 documented[type_named(from)][type_named(to)][*l - '0'] =
-                    strcmp(kind, "adds") == 0 ? P2M_CHANGE_ADDS : P2M_CHANGE_REMOVES;
+                    strcmp(kind, "adds") == 0 ? P2M_CHANGE_ADDS :
+                    strcmp(kind, "frame") == 0 ? P2M_CHANGE_BY_FRAME : P2M_CHANGE_REMOVES;
     }
     fclose(f);
     host_machine_init(16);
@@ -92,6 +94,11 @@ static void test_every_pair(void **state)
                 assert_int_equal(slot, ok ? entry_of((enum p2m_type)to, level) : before);
                 assert_int_equal(dmm_space_flush_generation(s) - generation, want == P2M_CHANGE_REMOVES);
                 legal += ok;
+                if (want != P2M_CHANGE_BY_FRAME)
+                    continue;
+                slot = p2m_format_fake.make_leaf((enum p2m_type)from, mfn_of(7), level); /* not the frame that it becomes */
+                assert_true(try_transition(s, &slot, level, (enum p2m_type)from, (enum p2m_type)to));
+                assert_int_equal(dmm_space_flush_generation(s) - generation, 1);
             }
     assert_true(legal >= 12);
 }

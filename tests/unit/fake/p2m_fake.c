@@ -29,10 +29,13 @@ static bool accessed(p2m_entry_t e) { return e & F_A; }
 static bool dirty(p2m_entry_t e) { return e & F_D; }
 static p2m_entry_t clear_accessed(p2m_entry_t e) { return e & ~F_A; }
 static p2m_entry_t clear_dirty(p2m_entry_t e) { return e & ~F_D; }
+static uint64_t accessed_mask(void) { return F_A; }
+static uint64_t dirty_mask(void) { return F_D; }
 static bool permits(p2m_entry_t e, unsigned access) { return (e & F_PRESENT) && (!(access & DMM_WRITE) || (e & F_WRITE)); }
 
 const struct p2m_format p2m_format_fake = {
     .name = "fake", .make_table = make_table, .make_leaf = make_leaf, .make_nonpresent = make_nonpresent,
     .type_of = type_of, .mfn_of = fake_mfn_of, .payload_of = payload_of, .is_large = is_large, .accessed = accessed,
     .dirty = dirty, .clear_accessed = clear_accessed, .clear_dirty = clear_dirty, .permits = permits,
+    .accessed_mask = accessed_mask, .dirty_mask = dirty_mask, .mark = BIT64(9),
 };

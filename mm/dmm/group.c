@@ -1,0 +1,50 @@
+/*
+ * Sharing groups: names that spaces may have in common.
+ *
+ * A name becomes a small number when the first VM with it is made, and stays: numbers are compared in the merge path, and a group that is
+ * empty for a while keeps its mode. Commands make groups, one at a time; the scanner only reads.
+ */
+#include "core/lock.h"
+#include "include/hv/dmm.h"
+#include "lib/string.h"
+#include "mm/dmm/space.h"
+
+static struct { char name[DMM_NAME_MAX]; bool secure; } groups[DMM_GROUP_MAX + 1]; /* [0] is nobody's */
+static unsigned group_count;
+static struct spinlock groups_lock = SPINLOCK_INIT(LOCK_RANK_POOL, "groups");
+
+unsigned dmm_group_find(const char *name)
+{
+    for (unsigned g = 1; g <= __atomic_load_n(&group_count, __ATOMIC_ACQUIRE); g++)
+        if (strcmp(groups[g].name, name) == 0)
+            return g;
+    return 0;
+}
+
+unsigned dmm_group_of(const char *name)
+{
+    if (!name || !name[0])
+        return 0;
+    spin_lock(&groups_lock);
+    unsigned g = dmm_group_find(name);
+    if (!g && group_count < DMM_GROUP_MAX) {
+        g = group_count + 1;
+        str_copy(groups[g].name, sizeof(groups[g].name), name);
+        __atomic_store_n(&group_count, g, __ATOMIC_RELEASE);
+    }
+    spin_unlock(&groups_lock);
+    return g;
+}
+
+static bool exists(unsigned group) { return group >= 1 && group <= __atomic_load_n(&group_count, __ATOMIC_ACQUIRE); }
+
+const char *dmm_group_name(unsigned group) { return exists(group) ? groups[group].name : NULL; }
+bool dmm_group_secure(unsigned group) { return exists(group) && __atomic_load_n(&groups[group].secure, __ATOMIC_RELAXED); }
+
+void dmm_group_set_secure(unsigned group, bool secure)
+{
+    if (exists(group))
+        __atomic_store_n(&groups[group].secure, secure, __ATOMIC_RELAXED);
+}
+
+unsigned dmm_space_group(const struct dmm_space *s) { return s->group; }

@@ -1,0 +1,23 @@
+/* Reverse maps: which p2m entries lead to a shared frame. The frame's share lock (share.h) is held throughout. */
+#ifndef HV_MM_DMM_RMAP_H
+#define HV_MM_DMM_RMAP_H
+
+#include "mm/dmm/frame.h"
+
+#define RMAP_MAX_USERS 1024u   /* bounds every walk; a further duplicate begins a new copy */
+
+enum rmap_result { RMAP_OK, RMAP_FULL, RMAP_NO_MEMORY };
+
+/* A FRAME_SHARED gets its first user / one more / loses one, who must be there (returns how many are left). `refs` follows. */
+void rmap_first(struct frame *f, uint16_t space_id, uint64_t gfn);
+enum rmap_result rmap_add(struct frame *f, uint16_t space_id, uint64_t gfn);
+uint32_t rmap_remove(struct frame *f, uint16_t space_id, uint64_t gfn);
+bool rmap_has(const struct frame *f, uint16_t space_id, uint64_t gfn);
+/* Any one of the users; there is one. */
+uint16_t rmap_any_space(const struct frame *f);
+
+/* For the audit: how many users a map really lists; frames taken and records in use. */
+uint32_t rmap_count(const struct frame *f);
+void rmap_census(uint64_t *pages, uint64_t *chunks);
+
+#endif

@@ -1,0 +1,198 @@
+/*
+ * What a scanner sees of guest memory, one 2 MiB region at a time.
+ *
+ * Hashing every page in every sweep is what makes scanners expensive, and a checksum that stayed the same is a poor sign that a page is at rest.
+ * The CPU knows better: it sets a dirty bit. Here a page is first aged (its dirty bit cleared); if it is still clean when the scan comes
+ * by, it is listed once and marked, by a bit of the entry that hardware ignores. From then on "marked and clean" means that whoever listed it
+ * knows what it holds, and a later sweep pays one read of the entry for it.
+ *
+ * No CPU is told when dirty bits are cleared: one that has the old entry in its TLB does not set the bit again, so a write may go unseen until the
+ * next flush. This costs a chance to merge, or an attempt in vain; merging itself believes nothing but a comparison.
+ */
+#include "mm/dmm/share.h"
+
+#include "core/log.h"
+#include "lib/string.h"
+
+/* Bits that hardware sets in entries, and ours. */
+static void clear_bits(p2m_entry_t *slot, uint64_t bits) { __atomic_fetch_and(slot, ~bits, __ATOMIC_RELAXED); }
+static void set_bits(p2m_entry_t *slot, uint64_t bits) { __atomic_fetch_or(slot, bits, __ATOMIC_RELAXED); }
+
+unsigned dmm_scan_age(struct dmm_space *s, gfn_t gfn)
+{
+    struct region *r = region_of(s, gfn);
+    const uint64_t dirty = s->format->dirty_mask(), clear = dirty | s->format->accessed_mask() | s->format->mark;
+    unsigned aged = 0, level;
+    if (!r)
+        return 0;
+    bool outermost = dmm_enter();
+    spin_lock(&r->lock);
+    p2m_entry_t *slot = p2m_leaf(r, gfn_of(ALIGN_DOWN(gfn.v, LARGE_PAGES)), &level);
+    for (unsigned n = 0; n < (level == 1 ? LARGE_PAGES : 1); n++) {
+        p2m_entry_t e = p2m_read(&slot[n]);
+        if (s->format->type_of(e, level) != P2M_RW)
+            continue;
+        if (e & dirty) {
+            clear_bits(&slot[n], clear);
+            aged++;
+        } else if (e & s->format->accessed_mask()) {
+            clear_bits(&slot[n], s->format->accessed_mask());
+        }
+    }
+    spin_unlock(&r->lock);
+    dmm_leave(outermost);
+    return aged;
+}
+
+/* A private 4 KiB page that is clean and was not listed. */
+static void look_at_page(struct dmm_space *s, p2m_entry_t *slot, p2m_entry_t e, unsigned index, struct dmm_scan *out)
+{
+    mfn_t m = s->format->mfn_of(e);
+    struct frame *f = frame_of(m);
+    if (__atomic_load_n(&f->refs, __ATOMIC_RELAXED)) {
+        out->pinned++;
+    } else if (f->flags & FRAME_HISTORY) { /* it gets another chance when it has been left alone for a whole sweep */
+        out->unstable++;
+        if (f->flags & FRAME_BROKE || !(e & s->format->accessed_mask()))
+            f->flags &= (uint8_t)~FRAME_HISTORY;
+    } else {
+        set_bits(slot, s->format->mark);
+        out->page[out->fresh++] = (struct dmm_scan_page){ (uint16_t)index, m };
+    }
+}
+
+static void look_at_entry(struct dmm_space *s, p2m_entry_t *slot, p2m_entry_t e, gfn_t gfn, uint64_t dirty, struct dmm_scan *out)
+{
+    switch (s->format->type_of(e, 1)) {
+    case P2M_RW:
+        if (e & dirty)
+            out->dirty++;
+        else
+            look_at_page(s, slot, e, (unsigned)(gfn.v % LARGE_PAGES), out);
+        break;
+    case P2M_SHARED_RO:
+        if (share_unprotect(s, slot, gfn)) /* nobody else has it any more */
+            out->other++;
+        else
+            out->shared++;
+        break;
+    case P2M_SEALED:
+        out->shared++;
+        break;
+    case P2M_ZERO_RO:
+        out->zero++;
+        break;
+    default:
+        out->other++;
+    }
+}
+
+static void look_at_large(struct dmm_space *s, p2m_entry_t *slot, uint64_t dirty, struct dmm_scan *out)
+{
+    p2m_entry_t e = p2m_read(slot);
+    mfn_t first = s->format->mfn_of(e);
+    out->large = true;
+    out->accessed = e & s->format->accessed_mask();
+    out->accessed_pages = out->accessed ? LARGE_PAGES : 0;
+    if (__atomic_load_n(&frame_of(first)->refs, __ATOMIC_RELAXED))
+        out->pinned = LARGE_PAGES;
+    else if (e & dirty)
+        out->dirty = LARGE_PAGES;
+    else if (dirty && e & s->format->mark)
+        out->unchanged = LARGE_PAGES;
+    else {
+        set_bits(slot, s->format->mark);
+        out->fresh = LARGE_PAGES;
+        for (unsigned n = 0; n < LARGE_PAGES; n++)
+            out->page[n] = (struct dmm_scan_page){ (uint16_t)n, mfn_add(first, n) };
+    }
+}
+
+static void look_at_small(struct dmm_space *s, struct region *r, uint64_t first, uint64_t dirty, struct dmm_scan *out)
+{
+    /* Unchanged pages are the many; they are told from all others by these bits alone. */
+    const uint64_t accessed = s->format->accessed_mask(), mark = dirty ? s->format->mark : 0;
+    const p2m_entry_t kind = s->rw_4k | mark, which = kind | dirty | s->format->make_leaf(P2M_IMAGE_RO, mfn_of(0), 1) |
+                                                     s->format->make_leaf(P2M_SHARED_RO, mfn_of(0), 1) |
+                                                     s->format->make_leaf(P2M_ZERO_RO, mfn_of(0), 1);
+    unsigned unchanged = 0, touched = 0;
+    for (unsigned n = 0; n < LARGE_PAGES; n++) {
+        p2m_entry_t e = p2m_read(&r->l1[n]);
+        touched += (e & accessed) != 0;
+        if (likely(mark && (e & which) == kind))
+            unchanged++;
+        else if (e != s->empty)
+            look_at_entry(s, &r->l1[n], e, gfn_of(first + n), dirty, out);
+    }
+    out->unchanged += unchanged;
+    out->accessed_pages = touched;
+}
+
+bool dmm_scan_region(struct dmm_space *s, gfn_t gfn, struct dmm_scan *out)
+{
+    struct region *r = region_of(s, gfn);
+    const uint64_t dirty = s->format->dirty_mask();
+    bool found = true;
+    memset(out, 0, offsetof(struct dmm_scan, page));
+    if (!r)
+        return false;
+    bool outermost = dmm_enter();
+    spin_lock(&r->lock);
+    out->note = r->note;
+    out->breaks = r->breaks;
+    r->breaks = 0;
+    if (r->l1)
+        look_at_small(s, r, ALIGN_DOWN(gfn.v, LARGE_PAGES), dirty, out);
+    else if (s->format->type_of(p2m_read(r->l2e), 2) == P2M_RW)
+        look_at_large(s, r->l2e, dirty, out);
+    else
+        found = false;
+    spin_unlock(&r->lock);
+    dmm_leave(outermost);
+    return found;
+}
+
+void dmm_scan_note(struct dmm_space *s, gfn_t gfn, uint16_t note)
+{
+    struct region *r = region_of(s, gfn);
+    if (r)
+        r->note = note;
+}
+
+void dmm_scan_forget(struct dmm_space *s)
+{
+    for (uint64_t g = 0; g < dmm_space_end_gfn(s); g += LARGE_PAGES) {
+        struct region *r = region_of(s, gfn_of(g));
+        unsigned level;
+        if (!r)
+            continue;
+        bool outermost = dmm_enter();
+        spin_lock(&r->lock);
+        p2m_entry_t *slot = p2m_leaf(r, gfn_of(g), &level);
+        for (unsigned n = 0; n < (level == 1 ? LARGE_PAGES : 1); n++)
+            if (s->format->type_of(p2m_read(&slot[n]), level) == P2M_RW)
+                clear_bits(&slot[n], s->format->mark);
+        spin_unlock(&r->lock);
+        dmm_leave(outermost);
+    }
+}
+
+void dmm_frame_set_tag(mfn_t m, gfn_t gfn, uint32_t tag)
+{
+    /* No lock: whoever else writes the word writes another one, and the exchange then fails. */
+    struct frame *f = frame_record(m);
+    struct frame was = { .where = __atomic_load_n(&f->where, __ATOMIC_RELAXED) }, is = was;
+    is.tag = tag;
+    if (f->type == FRAME_GUEST && was.gfn == gfn.v)
+        __atomic_compare_exchange_n(&f->where, &was.where, is.where, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+}
+
+bool dmm_frame_is_candidate(mfn_t m, uint32_t tag)
+{
+    if (!frame_exists(m))
+        return false;
+    const struct frame *f = frame_record(m), copy = { .what = __atomic_load_n(&f->what, __ATOMIC_RELAXED) };
+    if (copy.type == FRAME_SHARED)
+        return copy.refs != 0;
+    return copy.type == FRAME_GUEST && !(copy.flags & FRAME_LARGE) && !copy.refs && f->tag == tag;
+}

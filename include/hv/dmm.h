@@ -143,7 +143,8 @@ enum dmm_move_result dmm_protect_page(struct dmm_space *s, gfn_t gfn);
 bool dmm_unprotect_page(struct dmm_space *s, gfn_t gfn); /* false: it is not such a page, or is shared with others */
 /* The space of that id (1..DMM_MAX_SPACES), kept from being cleared or destroyed until the release; NULL: there is none, or it is about to
  * be. A policy's thread holds one at a time, and never blocks meanwhile. */
-#define DMM_MAX_SPACES 1024u
+#define DMM_MAX_VMS 1024u
+#define DMM_MAX_SPACES 2047u /* with images */
 struct dmm_space *dmm_space_acquire(unsigned id);
 void dmm_space_release(struct dmm_space *s);
 uint64_t dmm_space_end_gfn(const struct dmm_space *s); /* all its RAM is below */
@@ -238,7 +239,8 @@ enum dmm_freeze_result { DMM_FREEZE_OK, DMM_FREEZE_NO_MEMORY, DMM_FREEZE_PINNED,
 enum dmm_freeze_result dmm_space_freeze(struct dmm_space *s, struct dmm_image **out); /* `out` is held by the caller */
 /* A space of the same size and layout that inherits from it. */
 enum dmm_create_result dmm_space_create_from(const struct dmm_space_config *cfg, struct dmm_image *image, struct dmm_space **out);
-/* Drops what the space has and lets it inherit from the image. All vCPUs parked, no pins. False: out of frames; nothing happened. */
+/* Drops what the space has and lets it inherit from the image. All vCPUs parked, no pins. False: more than its maximum, or can not be
+ * covered; nothing happened. */
 bool dmm_space_restore(struct dmm_space *s, struct dmm_image *image);
 void dmm_image_release(struct dmm_image *image);
 uint64_t dmm_image_pages(const struct dmm_image *image); /* frames that it holds and nobody else */

@@ -89,7 +89,7 @@ static void open_gate(void) { __atomic_store_n(&dmm_gate_closed, false, __ATOMIC
 
 static void check_guest_frame(struct audit *a, mfn_t m, const struct frame *f)
 {
-    const struct dmm_space *s = f->owner <= DMM_MAX_SPACES ? space_of_id(f->owner) : NULL;
+    const struct dmm_space *s = frame_owner(f);
     struct region *r = s ? region_of(s, gfn_of(f->gfn)) : NULL;
     if (!r) {
         violation(a, "frame %lx: guest frame of owner %u at gfn %lx, which is nobody's RAM", (unsigned long)m.v, f->owner,
@@ -123,7 +123,7 @@ static void check_frame(struct audit *a, mfn_t m, const struct frame *f, uint64_
         check_guest_frame(a, m, f);
     if (f->type == FRAME_SHARED)
         check_shared_frame(a, m, f);
-    if ((f->type == FRAME_P2M || f->type == FRAME_VM_STATE) && !(f->owner <= DMM_MAX_SPACES && space_of_id(f->owner)))
+    if ((f->type == FRAME_P2M || f->type == FRAME_VM_STATE) && !frame_owner(f))
         violation(a, "frame %lx: %s of owner %u, who does not exist", (unsigned long)m.v, frame_type_name(f->type), f->owner);
     if (f->type == FRAME_BOOT_FILE) {
         a->image_refs += f->refs;
@@ -190,7 +190,7 @@ static void check_frames(struct audit *a)
 
 /* ---- spaces ------------------------------------------------------------------------------------------------------- */
 
-struct tally { uint64_t entries[P2M_TYPE_COUNT], tables, large, pinned; };
+struct tally { uint64_t entries[P2M_TYPE_COUNT], tables, large, pinned, inherited_ram, inherited_charge, inherited_owed; };
 
 /* Each entry is in its frame's map, and there are as many entries as maps list: so the maps list nothing else. */
 static bool check_shared_entry(struct audit *a, const struct dmm_space *s, gfn_t gfn, const struct frame *f)
@@ -235,17 +235,33 @@ static void check_leaf(struct audit *a, const struct dmm_space *s, gfn_t gfn, p2
         violation(a, "vm%u: gfn %lx: %s entry permits writing", s->vm_id, (unsigned long)gfn.v, p2m_type_name(type));
 }
 
-static void check_region(struct audit *a, const struct dmm_space *s, uint64_t n, struct tally *t)
+/* Region n is as the image has it: what it makes the space owe, and its pool be charged for. */
+static void tally_inherited(const struct dmm_space *s, uint64_t n, struct tally *t)
 {
-    const struct region *r = &s->regions[n];
+    struct region *from;
+    const struct dmm_space *image = image_of(s, n, &from);
+    t->inherited_ram += space_ram_in(s, n * LARGE_PAGES, (n + 1) * LARGE_PAGES);
+    for (unsigned k = 0; image && k < LARGE_PAGES; k++) {
+        unsigned level = 1;
+        enum p2m_type type = image->format->type_of(p2m_read(p2m_leaf(from, gfn_of(n * LARGE_PAGES + k), &level)), level);
+        t->inherited_charge += type == P2M_RW || type == P2M_SHARED_RO || type == P2M_SEALED;
+        t->inherited_owed += type > P2M_TABLE || type == P2M_SEALED;
+    }
+}
+
+static void check_region(struct audit *a, const struct dmm_space *s, uint64_t n, const struct region *r, struct tally *t)
+{
     uint64_t before_hole = t->entries[P2M_HOLE], before_empty = t->entries[P2M_EMPTY];
-    if (!r->l2e)
-        return;
     p2m_entry_t above = p2m_read(r->l2e);
-    bool table = s->format->type_of(above, 2) == P2M_TABLE;
+    enum p2m_type kind = s->format->type_of(above, 2);
+    bool table = kind == P2M_TABLE;
     if (table != (r->l1 != NULL) || (table && !mfn_eq(s->format->mfn_of(above), hva_to_mfn(r->l1)))) {
         violation(a, "vm%u: region at gfn %lx: its level-1 table is not where its level-2 entry leads", s->vm_id,
                   (unsigned long)(n * LARGE_PAGES));
+        return;
+    }
+    if (kind == P2M_INHERITED) {
+        tally_inherited(s, n, t);
         return;
     }
     t->tables += table;
@@ -253,11 +269,32 @@ static void check_region(struct audit *a, const struct dmm_space *s, uint64_t n,
         check_leaf(a, s, gfn_of(n * LARGE_PAGES + k), p2m_read(&r->l1[k]), 1, t);
     if (!table)
         check_leaf(a, s, gfn_of(n * LARGE_PAGES), above, 2, t);
+    if (s->frozen) {
+        if (table && r->taken >= s->heirs)
+            violation(a, "image of vm%u: region at gfn %lx: %lu of %u heirs have it", s->vm_id, (unsigned long)(n * LARGE_PAGES),
+                      (unsigned long)r->taken, s->heirs);
+        return; /* what was dropped is EMPTY now, whatever it was */
+    }
     uint64_t ram = LARGE_PAGES - (t->entries[P2M_HOLE] - before_hole);
     if (ram != r->ram_pages || ram - (t->entries[P2M_EMPTY] - before_empty) != r->filled_pages)
         violation(a, "vm%u: region at gfn %lx: counts %u RAM and %u filled pages, has %lu and %lu", s->vm_id,
                   (unsigned long)(n * LARGE_PAGES), r->ram_pages, r->filled_pages, (unsigned long)ram,
                   (unsigned long)(ram - (t->entries[P2M_EMPTY] - before_empty)));
+}
+
+/* 64 regions, or what stands for them. */
+static void check_chunk(struct audit *a, const struct dmm_space *s, uint64_t first, struct tally *t)
+{
+    const struct region *chunk = s->chunks[first / CHUNK_REGIONS];
+    t->tables += chunk != NULL;
+    for (uint64_t n = first; n < MIN(first + CHUNK_REGIONS, s->region_count); n++) {
+        if (chunk && chunk[n % CHUNK_REGIONS].l2e)
+            check_region(a, s, n, &chunk[n % CHUNK_REGIONS], t);
+        else if (!chunk && s->base)
+            tally_inherited(s, n, t);
+        else if (!chunk)
+            t->entries[P2M_EMPTY] += space_ram_in(s, n * LARGE_PAGES, (n + 1) * LARGE_PAGES);
+    }
 }
 
 static uint64_t count_tables(const struct dmm_space *s, mfn_t table, unsigned level)
@@ -273,18 +310,22 @@ static uint64_t count_tables(const struct dmm_space *s, mfn_t table, unsigned le
 static void check_space(struct audit *a, const struct dmm_space *s)
 {
     struct tally t = { .tables = count_tables(s, s->root, 4) };
-    for (uint64_t n = 0; n < s->region_count; n++)
-        check_region(a, s, n, &t);
-    uint64_t ram = t.entries[P2M_EMPTY];
+    for (uint64_t n = 0; n < s->region_count; n += CHUNK_REGIONS)
+        check_chunk(a, s, n, &t);
+    uint64_t ram = t.entries[P2M_EMPTY] + t.inherited_ram;
     for (unsigned k = P2M_EMPTY + 1; k < P2M_TYPE_COUNT; k++) {
         equal(a, t.entries[k], s->entries[k], s->name, p2m_type_name(k), "its counter");
         ram += t.entries[k];
     }
-    equal(a, ram, s->ram_pages, s->name, "the sum of pages by state", "the RAM declared");
+    if (!s->frozen)
+        equal(a, ram, s->ram_pages, s->name, "the sum of pages by state", "the RAM declared");
+    equal(a, t.inherited_charge, s->inherited_charge, s->name, "pages inherited with a frame", "their counter");
+    equal(a, t.inherited_owed, s->inherited_owed, s->name, "pages inherited", "their counter");
     equal(a, t.entries[P2M_RW], s->frames[FRAME_GUEST], s->name, "RW pages", "private frames owned");
     uint64_t shared = t.entries[P2M_SHARED_RO] + t.entries[P2M_SEALED];
-    equal(a, s->charged, s->frames[FRAME_GUEST] + shared, s->name, "the pool's charge", "frames owned and pages shared");
-    equal(a, s->owed, shared + t.entries[P2M_ZERO_RO] + t.entries[P2M_IMAGE_RO], s->name, "what it owes", "pages without a frame of their own");
+    equal(a, s->charged, s->frames[FRAME_GUEST] + shared + t.inherited_charge, s->name, "the pool's charge", "frames owned and pages shared");
+    equal(a, s->owed, shared + t.entries[P2M_ZERO_RO] + t.entries[P2M_IMAGE_RO] + t.inherited_owed, s->name, "what it owes",
+          "pages without a frame of their own");
     if (s->class == DMM_CLASS_STRICT && s->hard < s->owed)
         violation(a, "%s: is strict and owes %lu pages, but %lu frames are set aside", s->name, (unsigned long)s->owed, (unsigned long)s->hard);
     equal(a, t.tables, s->frames[FRAME_P2M], s->name, "nested tables reached", "table frames owned");

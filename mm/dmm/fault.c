@@ -183,6 +183,19 @@ static struct outcome break_share(struct dmm_space *s, struct region *r, p2m_ent
     }
 }
 
+static struct outcome resolve(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access);
+
+/* The region is taken over first, then it is as any other. */
+static struct outcome inherit(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access)
+{
+    s->stalled_break = false;
+    if (!image_take_region(s, r, gfn.v / LARGE_PAGES))
+        return STALLED;
+    struct outcome o = resolve(s, r, gfn, access);
+    o.cause = o.result == DMM_FAULT_RETRY ? DMM_CAUSE_INHERIT : o.cause;
+    return o;
+}
+
 /* Everything but the first touch of a region that has level-1 entries. */
 __attribute__((noinline)) static struct outcome resolve(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access)
 {
@@ -203,6 +216,8 @@ __attribute__((noinline)) static struct outcome resolve(struct dmm_space *s, str
         if (type != P2M_RW && (access & DMM_WRITE))
             return copy_on_write(s, slot, gfn, type);
         break;
+    case P2M_INHERITED:
+        return inherit(s, r, gfn, access);
     case P2M_SEALED:
         return break_share(s, r, slot, gfn, type, access);
     case P2M_MOVING_OUT:
@@ -223,6 +238,8 @@ enum dmm_fault_result dmm_fault(struct dmm_space *s, gfn_t gfn, unsigned access)
     struct outcome o = OUTCOME(DMM_FAULT_HOLE, DMM_CAUSE_HOLE);
     bool outermost = dmm_enter();
     struct region *r = region_of(s, gfn);
+    if (unlikely(!r) && dmm_gfn_is_ram(s, gfn) && !(r = region_build(s, gfn)))
+        o = STALLED;
     if (likely(r)) {
         spin_lock(&r->lock);
         if (likely(r->l1 && p2m_read(&r->l1[gfn.v % LARGE_PAGES]) == s->empty))
@@ -287,11 +304,16 @@ enum dmm_fault_result dmm_map_boot_file(struct dmm_space *s, gfn_t first, mfn_t 
             return DMM_FAULT_DENIED;
         if (!dmm_gfn_is_ram(s, gfn))
             return DMM_FAULT_HOLE;
-        bool outermost = dmm_enter();
+        bool outermost = dmm_enter(), mapped = false;
         struct region *r = region_of(s, gfn);
-        spin_lock(&r->lock);
-        bool mapped = map_image_page(s, r, gfn, m, &stalled);
-        spin_unlock(&r->lock);
+        if (!r)
+            r = region_build(s, gfn);
+        stalled = !r;
+        if (r) {
+            spin_lock(&r->lock);
+            mapped = map_image_page(s, r, gfn, m, &stalled);
+            spin_unlock(&r->lock);
+        }
         dmm_leave(outermost);
         if (stalled)
             result = DMM_FAULT_STALLED;

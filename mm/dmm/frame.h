@@ -74,6 +74,13 @@ static inline uint16_t *child_free_of(uint64_t child)
 {
     return &tree_of(child / TREE_CHILDREN)->child_free[child % TREE_CHILDREN];
 }
+/* Whose counters it is in. */
+static inline struct dmm_space *frame_owner(const struct frame *f)
+{
+    if (f->type == FRAME_VM_STATE)
+        return f->owner <= DMM_MAX_VMS ? dmm_state_spaces[f->owner] : NULL;
+    return f->owner <= DMM_MAX_SPACES ? dmm_spaces[f->owner] : NULL;
+}
 /* The record that speaks for `m`. */
 struct frame *frame_record(mfn_t m);
 /* Is there a record at all: did the firmware report RAM here? For numbers that are not known to come from us. */
@@ -136,7 +143,8 @@ static inline void frame_assign(mfn_t m, enum frame_type type, struct dmm_space 
     c->type_count[f->type] -= pages;
     c->type_count[type] += pages;
     f->where = gfn;
-    f->what = FRAME_WHAT(type, owner ? owner->id : 0, pages == LARGE_PAGES ? FRAME_LARGE : 0);
+    uint16_t id = !owner ? 0 : type == FRAME_VM_STATE ? owner->state_id : owner->id;
+    f->what = FRAME_WHAT(type, id, pages == LARGE_PAGES ? FRAME_LARGE : 0);
     if (owner)
         __atomic_fetch_add(&owner->frames[type], pages, __ATOMIC_RELAXED);
 }

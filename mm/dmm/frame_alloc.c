@@ -479,7 +479,7 @@ void frame_free(mfn_t m, unsigned order)
     const struct frame f = { .what = frame_of(m)->what };
     hv_assert(f.type > FRAME_FREE_ZEROED && !f.refs && (f.flags & ~FRAME_HISTORY) == (order == 0 ? 0 : FRAME_LARGE));
     if (f.owner)
-        __atomic_fetch_sub(&space_of_id(f.owner)->frames[f.type], 1UL << order, __ATOMIC_RELAXED);
+        __atomic_fetch_sub(&frame_owner(&f)->frames[f.type], 1UL << order, __ATOMIC_RELAXED);
     if (unlikely(order != 0)) {
         forget_large(m);
     } else {

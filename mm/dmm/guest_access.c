@@ -12,18 +12,20 @@
 #include "mm/dmm/share.h"
 #include "x86/cpu.h"
 
-/* The leaf that speaks for gfn, its region locked; NULL: not RAM, nothing locked. */
+/* The leaf that speaks for gfn, its region locked; NULL: nothing locked, and *type is INHERITED (it was never touched) or HOLE. */
 static p2m_entry_t *lock_leaf(struct dmm_space *s, gfn_t gfn, struct region **r, unsigned *level, enum p2m_type *type)
 {
     *r = region_of(s, gfn);
+    *type = *r ? P2M_HOLE : dmm_gfn_is_ram(s, gfn) ? P2M_INHERITED : P2M_HOLE;
     if (!*r)
         return NULL;
     spin_lock(&(*r)->lock);
     p2m_entry_t *slot = p2m_leaf(*r, gfn, level);
     *type = s->format->type_of(p2m_read(slot), *level);
-    if (*type != P2M_HOLE && *type != P2M_MMIO)
+    if (*type != P2M_HOLE && *type != P2M_MMIO && (*type != P2M_INHERITED || dmm_gfn_is_ram(s, gfn)))
         return slot;
     spin_unlock(&(*r)->lock);
+    *type = P2M_HOLE;
     return NULL;
 }
 
@@ -97,6 +99,25 @@ void dmm_unpin(struct dmm_space *s, gfn_t gfn)
 
 enum copy { COPY_READ, COPY_WRITE, COPY_ZERO };
 
+/* False: not with the page as it is. Region locked. */
+static bool copy_at(struct dmm_space *s, p2m_entry_t *slot, enum p2m_type type, unsigned level, gfn_t gfn, unsigned offset, void *buf, size_t len,
+                    enum copy what)
+{
+    bool reads_as_zero = type == P2M_EMPTY || type == P2M_ZERO_RO;
+    uint8_t *at = is_readable(type) ? leaf_hva(s, p2m_read(slot), type, level, gfn) + offset : NULL;
+    if (what == COPY_READ && reads_as_zero) {
+        memset(buf, 0, len);
+    } else if (what == COPY_READ && at) {
+        memcpy(buf, at, len);
+    } else if (what != COPY_READ && type == P2M_RW) {
+        what == COPY_WRITE ? (void)memcpy(at, buf, len) : (void)memset(at, 0, len);
+        set_dirty(s, slot);
+    } else {
+        return what == COPY_ZERO && reads_as_zero;
+    }
+    return true;
+}
+
 /* [offset, offset+len) of one page. */
 static enum dmm_fault_result copy_in_page(struct dmm_space *s, gfn_t gfn, unsigned offset, void *buf, size_t len, enum copy what)
 {
@@ -104,31 +125,22 @@ static enum dmm_fault_result copy_in_page(struct dmm_space *s, gfn_t gfn, unsign
         struct region *r;
         unsigned level;
         enum p2m_type type;
-        bool done = true, wrote = what != COPY_READ;
-        bool outermost = dmm_enter();
+        bool done = false, outermost = dmm_enter();
         p2m_entry_t *slot = lock_leaf(s, gfn, &r, &level, &type);
         if (slot) {
-            bool reads_as_zero = type == P2M_EMPTY || type == P2M_ZERO_RO;
-            uint8_t *at = is_readable(type) ? leaf_hva(s, p2m_read(slot), type, level, gfn) + offset : NULL;
-            if (what == COPY_READ && reads_as_zero)
-                memset(buf, 0, len);
-            else if (what == COPY_READ && at)
-                memcpy(buf, at, len);
-            else if (what == COPY_WRITE && type == P2M_RW)
-                memcpy(at, buf, len);
-            else if (what == COPY_ZERO && type == P2M_RW)
-                memset(at, 0, len);
-            else
-                wrote = false, done = what == COPY_ZERO && reads_as_zero;
-            if (wrote)
-                set_dirty(s, slot);
+            done = copy_at(s, slot, type, level, gfn, offset, buf, len, what);
             spin_unlock(&r->lock);
         }
         dmm_leave(outermost);
-        if (!slot)
+        if (!slot && type != P2M_INHERITED)
             return DMM_FAULT_HOLE;
         if (done)
             return DMM_FAULT_RETRY;
+        if (type == P2M_INHERITED && what == COPY_READ) { /* needs no frame */
+            if (image_read(s, gfn, offset, buf, len))
+                return DMM_FAULT_RETRY;
+            continue; /* somebody has taken it over meanwhile */
+        }
         enum dmm_fault_result result = fault_in(s, gfn, what == COPY_READ ? DMM_READ : DMM_READ | DMM_WRITE);
         if (result != DMM_FAULT_RETRY)
             return result;
@@ -183,9 +195,13 @@ bool dmm_peek_u64(struct dmm_space *s, uint64_t gpa, uint64_t *out)
             spin_unlock(&r->lock);
         }
         dmm_leave(outermost);
-        if (known || !slot)
+        if (!known && type == P2M_INHERITED)
+            known = image_read(s, gpa_to_gfn(gpa), gpa % PAGE_SIZE, out, sizeof(*out));
+        if (known || (!slot && type != P2M_INHERITED))
             return known;
-        if (fault_in(s, gpa_to_gfn(gpa), DMM_READ) != DMM_FAULT_RETRY) /* moving, or inherited: there in a moment */
+        if (type == P2M_INHERITED)
+            continue;
+        if (fault_in(s, gpa_to_gfn(gpa), DMM_READ) != DMM_FAULT_RETRY) /* moving: there in a moment */
             return false;
     }
 }

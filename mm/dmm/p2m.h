@@ -26,6 +26,8 @@ static const uint16_t p2m_diagram[P2M_TYPE_COUNT][P2M_TYPE_COUNT] = {
     [P2M_EMPTY][P2M_RW] = P2M_AT(P2M_LEAF, P2M_CHANGE_ADDS),                 /* first touch */
     [P2M_EMPTY][P2M_ZERO_RO] = P2M_AT(P2M_L1, P2M_CHANGE_ADDS),              /* first read */
     [P2M_EMPTY][P2M_IMAGE_RO] = P2M_AT(P2M_L1, P2M_CHANGE_ADDS),             /* boot file */
+    [P2M_EMPTY][P2M_SHARED_RO] = P2M_AT(P2M_L1, P2M_CHANGE_ADDS),            /* taken over from an image */
+    [P2M_EMPTY][P2M_SEALED] = P2M_AT(P2M_L1, P2M_CHANGE_ADDS),
     [P2M_RW][P2M_MOVING_OUT] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),           /* to another frame */
     [P2M_RW][P2M_SHARED_RO] = P2M_AT(P2M_L1, P2M_CHANGE_REMOVES),            /* write-protected */
     [P2M_SHARED_RO][P2M_RW] = P2M_AT(P2M_L1, P2M_CHANGE_BY_FRAME),           /* written to: copied, or the same frame if nobody else has it */
@@ -64,7 +66,7 @@ NORETURN void p2m_refuse(const struct dmm_space *s, const p2m_entry_t *slot, uns
 static inline void p2m_count(struct dmm_space *s, unsigned level, enum p2m_type from, enum p2m_type to)
 {
     uint64_t pages = level == 2 ? LARGE_PAGES : 1;
-    bool regroups = from == P2M_TABLE || to == P2M_TABLE;
+    bool regroups = from == P2M_TABLE || to == P2M_TABLE || from == P2M_INHERITED || to == P2M_INHERITED;
     if (from > P2M_EMPTY && !regroups)
         __atomic_fetch_sub(&s->entries[from], pages, __ATOMIC_RELAXED);
     if (to > P2M_EMPTY && !regroups)

@@ -18,7 +18,7 @@
 uint64_t pool_promised, pool_set_aside;
 static uint64_t covered_hard, covered_soft;
 static struct spinlock pools_lock = SPINLOCK_INIT(LOCK_RANK_POOL, "pools"); /* admission, and the table of spaces */
-struct dmm_space *dmm_spaces[DMM_MAX_SPACES + 1];
+struct dmm_space *dmm_spaces[DMM_MAX_SPACES + 1], *dmm_state_spaces[DMM_MAX_VMS + 1];
 
 #define RISK_ONE UINT64_C(1024)
 #define RISK_LEAST (RISK_ONE / 16)     /* nobody knows what a guest does next */
@@ -85,7 +85,7 @@ const char *dmm_class_name(enum dmm_class c)
 static void cover(struct dmm_space *s)
 {
     uint64_t owed = load(&s->owed), charged = load(&s->charged);
-    uint64_t shared = load(&s->entries[P2M_SHARED_RO]) + load(&s->entries[P2M_SEALED]) + s->inherited_charge;
+    uint64_t shared = load(&s->entries[P2M_SHARED_RO]) + load(&s->entries[P2M_SEALED]) + load(&s->inherited_charge);
     uint64_t alone = charged - MIN(charged, shared);
     uint64_t hard = s->min_pages > alone ? MIN(shared, s->min_pages - alone) : 0, soft = 0;
     if (s->class == DMM_CLASS_STRICT)
@@ -197,33 +197,65 @@ void pool_census(uint64_t *hard, uint64_t *soft)
 /* Nothing is charged any more. */
 void pool_dismiss(struct dmm_space *s) { promise(-(int64_t)s->min_pages); }
 
-/* The table of ids is the list of spaces. */
+/* The table of ids is the list of spaces. pools_lock held; 0: full. */
+static uint16_t free_slot(struct dmm_space **table, unsigned max)
+{
+    for (unsigned id = 1; id <= max; id++)
+        if (!table[id])
+            return (uint16_t)id;
+    return 0;
+}
+
 bool pool_list_add(struct dmm_space *s)
 {
-    bool found = false;
     spin_lock(&pools_lock);
-    for (unsigned id = 1; id <= DMM_MAX_SPACES && !found; id++)
-        if (!dmm_spaces[id]) {
-            s->id = (uint16_t)id;
-            __atomic_store_n(&dmm_spaces[id], s, __ATOMIC_RELEASE);
-            found = true;
-        }
+    s->id = free_slot(dmm_spaces, DMM_MAX_SPACES);
+    s->state_id = free_slot(dmm_state_spaces, DMM_MAX_VMS);
+    bool found = s->id && s->state_id;
+    if (found) {
+        dmm_state_spaces[s->state_id] = s;
+        __atomic_store_n(&dmm_spaces[s->id], s, __ATOMIC_RELEASE);
+    }
     spin_unlock(&pools_lock);
     return found;
+}
+
+bool pool_list_split(struct dmm_space *s, struct dmm_space *image)
+{
+    spin_lock(&pools_lock);
+    uint16_t id = free_slot(dmm_spaces, DMM_MAX_SPACES);
+    if (id) {
+        image->id = s->id;
+        image->state_id = 0;
+        s->id = id;
+        __atomic_store_n(&dmm_spaces[image->id], image, __ATOMIC_RELEASE);
+        __atomic_store_n(&dmm_spaces[s->id], s, __ATOMIC_RELEASE);
+    }
+    spin_unlock(&pools_lock);
+    return id;
 }
 
 void pool_list_remove(struct dmm_space *s)
 {
     spin_lock(&pools_lock);
     dmm_spaces[s->id] = NULL;
+    if (s->state_id)
+        dmm_state_spaces[s->state_id] = NULL;
     spin_unlock(&pools_lock);
+}
+
+void pool_inherit(struct dmm_space *s, uint64_t pages)
+{
+    uint64_t before = __atomic_fetch_add(&s->charged, pages, __ATOMIC_RELAXED);
+    if (before < s->min_pages)
+        promise(-(int64_t)MIN(pages, s->min_pages - before));
 }
 
 struct dmm_space *dmm_space_acquire(unsigned id)
 {
     spin_lock(&pools_lock);
     struct dmm_space *s = id >= 1 && id <= DMM_MAX_SPACES ? dmm_spaces[id] : NULL;
-    if (s && s->closed)
+    if (s && (s->closed || s->frozen))
         s = NULL;
     if (s)
         s->users++;
@@ -266,6 +298,6 @@ void pool_open(struct dmm_space *s)
 void dmm_for_each_space(bool (*cb)(struct dmm_space *s, void *arg), void *arg)
 {
     for (unsigned id = 1; id <= DMM_MAX_SPACES; id++)
-        if (dmm_spaces[id] && !cb(dmm_spaces[id], arg))
+        if (dmm_spaces[id] && !dmm_spaces[id]->frozen && !cb(dmm_spaces[id], arg))
             return;
 }

@@ -1,9 +1,10 @@
 /*
  * Spaces: making one, declaring its RAM, taking it apart.
  *
- * Declaring RAM costs 8 bytes per 2 MiB of guest in level-2 tables and 64 for the region; level-1 tables appear with the first 4 KiB page that
- * is mapped. Taking apart follows the one order in which a frame may leave (docs/memory-states.md): all regions are cut off at level
- * 2, every CPU forgets, and then the frames are given back from the tables, which nobody but us can reach any more.
+ * Declaring RAM costs nothing but a note of the range: regions, 64 bytes for 2 MiB, and the upper tables appear in chunks of 128 MiB with the first
+ * access (region_build()), level-1 tables with the first 4 KiB page that is mapped. Taking apart follows the one order in which a frame may
+ * leave (docs/memory-states.md): all regions are cut off at level 2, every CPU forgets, and then the frames are given back from the
+ * tables, which nobody but us can reach any more.
  */
 #include "mm/dmm/space.h"
 
@@ -51,6 +52,7 @@ enum dmm_create_result dmm_space_create(const struct dmm_space_config *cfg, stru
     s->last_gfn = UINT64_MAX - 1;
     str_copy(s->name, sizeof(s->name), cfg->name);
     waitq_init(&s->moving);
+    spin_init(&s->build_lock, LOCK_RANK_SPACE, "space");
     pool_cover_init(s);
     s->class = cfg->class;
     s->group = cfg->group;
@@ -77,60 +79,105 @@ enum dmm_create_result dmm_space_create(const struct dmm_space_config *cfg, stru
     return DMM_CREATE_OK;
 }
 
-/* Room for regions up to gfn `end`. Nobody else uses the space yet. */
-static bool grow_regions(struct dmm_space *s, uint64_t end)
+/* Room for chunks up to gfn `end`. Nobody else uses the space yet. */
+static bool grow_chunks(struct dmm_space *s, uint64_t end)
 {
-    uint64_t count = (end + LARGE_PAGES - 1) / LARGE_PAGES;
-    if (count <= s->region_count)
-        return true;
-    struct region *grown = kzalloc(count * sizeof(*grown));
-    if (!grown)
-        return false;
-    if (s->region_count)
-        memcpy(grown, s->regions, s->region_count * sizeof(*grown));
-    for (uint64_t n = s->region_count; n < count; n++)
-        spin_init(&grown[n].lock, LOCK_RANK_P2M, "p2m region");
-    s->heap_bytes += (count - s->region_count) * sizeof(*grown);
-    kfree(s->regions);
-    s->regions = grown;
-    s->region_count = count;
+    uint64_t regions = (end + LARGE_PAGES - 1) / LARGE_PAGES;
+    uint64_t had = (s->region_count + CHUNK_REGIONS - 1) / CHUNK_REGIONS, count = (regions + CHUNK_REGIONS - 1) / CHUNK_REGIONS;
+    if (count > had) {
+        struct region **grown = kzalloc(count * sizeof(*grown));
+        if (!grown)
+            return false;
+        if (had)
+            memcpy(grown, s->chunks, had * sizeof(*grown));
+        s->heap_bytes += (count - had) * sizeof(*grown);
+        kfree(s->chunks);
+        s->chunks = grown;
+    }
+    s->region_count = MAX(s->region_count, regions);
     return true;
 }
 
-/* [from, end) of one region. A region that is RAM throughout is one level-2 entry. */
-static bool add_ram_region(struct dmm_space *s, uint64_t from, uint64_t end)
+uint64_t space_ram_in(const struct dmm_space *s, uint64_t first, uint64_t end)
 {
-    struct region *r = &s->regions[from / LARGE_PAGES];
-    if (!r->l2e && !(r->l2e = p2m_build_level2(s, gfn_of(from))))
-        return false;
-    if (end - from == LARGE_PAGES) {
-        p2m_transition(s, r->l2e, 2, P2M_HOLE, P2M_EMPTY, s->empty);
-    } else {
-        if (!r->l1 && !p2m_build_level1(s, r, 0))
-            return false;
-        for (uint64_t g = from; g < end; g++)
-            p2m_transition(s, &r->l1[g % LARGE_PAGES], 1, P2M_HOLE, P2M_EMPTY, s->empty);
+    uint64_t pages = 0;
+    for (unsigned n = 0; n < s->ram_ranges; n++) {
+        uint64_t from = MAX(first, s->ram[n].first), to = MIN(end, s->ram[n].end);
+        pages += to > from ? to - from : 0;
     }
-    r->ram_pages += end - from;
-    s->ram_pages += end - from;
-    return true;
+    return pages;
 }
 
 bool dmm_space_add_ram(struct dmm_space *s, gfn_t first, uint64_t pages)
 {
     uint64_t end = first.v + pages;
-    if (pages == 0 || end < first.v || end > UINT64_C(1) << 36 || pages > s->pages - s->ram_pages)
+    if (pages == 0 || end < first.v || end > UINT64_C(1) << 36 || pages > s->pages - s->ram_pages || s->ram_ranges == DMM_RAM_RANGES ||
+        space_ram_in(s, first.v, end) || !grow_chunks(s, end))
         return false;
-    bool outermost = dmm_enter();
-    bool ok = grow_regions(s, end);
-    for (uint64_t g = first.v; ok && g < end; g++)
-        ok = !dmm_gfn_is_ram(s, gfn_of(g));
-    for (uint64_t g = first.v, next; ok && g < end; g = next) {
-        next = MIN(ALIGN_DOWN(g, LARGE_PAGES) + LARGE_PAGES, end);
-        ok = add_ram_region(s, g, next);
+    s->ram[s->ram_ranges++] = (struct ram_range){ first.v, end };
+    s->ram_pages += pages;
+    return true;
+}
+
+bool dmm_gfn_is_ram(const struct dmm_space *s, gfn_t gfn)
+{
+    for (unsigned n = 0; n < s->ram_ranges; n++)
+        if (gfn.v >= s->ram[n].first && gfn.v < s->ram[n].end)
+            return true;
+    return false;
+}
+
+/* ---- regions ------------------------------------------------------------------------------------------------------- */
+
+/* The region's level-2 entry, and level-1 entries if it is RAM in part. Idempotent: what an attempt that ran out of frames has made is taken up
+ * again. An heir does not know its share of RAM apart: it inherits the region. build_lock held. */
+static bool make_region(struct dmm_space *s, uint64_t n, struct region *r)
+{
+    uint64_t first = n * LARGE_PAGES;
+    spin_init(&r->lock, LOCK_RANK_P2M, "p2m region");
+    r->ram_pages = (uint16_t)space_ram_in(s, first, first + LARGE_PAGES);
+    if (!r->ram_pages)
+        return true;
+    p2m_entry_t *slot = p2m_build_level2(s, gfn_of(first));
+    if (!slot)
+        return false;
+    enum p2m_type type = s->format->type_of(p2m_read(slot), 2);
+    r->l2e = slot;
+    if (type == P2M_TABLE)
+        r->l1 = mfn_to_hva(s->format->mfn_of(p2m_read(slot)));
+    if (type != P2M_HOLE)
+        return true;
+    if (s->base) {
+        p2m_transition(s, slot, 2, P2M_HOLE, P2M_INHERITED, s->format->make_nonpresent(P2M_INHERITED, 0));
+    } else if (r->ram_pages == LARGE_PAGES) {
+        p2m_transition(s, slot, 2, P2M_HOLE, P2M_EMPTY, s->empty);
+    } else {
+        if (!p2m_build_level1(s, r, 0))
+            return false;
+        for (uint64_t g = first; g < first + LARGE_PAGES; g++)
+            if (dmm_gfn_is_ram(s, gfn_of(g)))
+                p2m_transition(s, &r->l1[g % LARGE_PAGES], 1, P2M_HOLE, P2M_EMPTY, s->empty);
     }
-    dmm_leave(outermost);
-    return ok;
+    return true;
+}
+
+struct region *region_build(struct dmm_space *s, gfn_t gfn)
+{
+    uint64_t n = gfn.v / LARGE_PAGES, first = ALIGN_DOWN(n, CHUNK_REGIONS);
+    spin_lock(&s->build_lock);
+    if (!s->chunks[n / CHUNK_REGIONS]) {
+        mfn_t m = frame_alloc(0, FRAME_ZEROED, FRAME_P2M, s);
+        struct region *chunk = mfn_valid(m) ? mfn_to_hva(m) : NULL;
+        bool made = chunk;
+        for (uint64_t k = 0; made && k < CHUNK_REGIONS; k++)
+            made = make_region(s, first + k, &chunk[k]);
+        if (made)
+            __atomic_store_n(&s->chunks[n / CHUNK_REGIONS], chunk, __ATOMIC_RELEASE);
+        else if (chunk)
+            frame_free(m, 0);
+    }
+    spin_unlock(&s->build_lock);
+    return region_of(s, gfn);
 }
 
 uint64_t dmm_space_end_gfn(const struct dmm_space *s) { return s->region_count * LARGE_PAGES; }
@@ -140,14 +187,6 @@ uint32_t dmm_space_vm_id(const struct dmm_space *s) { return s->vm_id; }
 uint64_t dmm_space_flush_generation(const struct dmm_space *s)
 {
     return __atomic_load_n(&s->flush_generation, __ATOMIC_SEQ_CST);
-}
-
-bool dmm_gfn_is_ram(const struct dmm_space *s, gfn_t gfn)
-{
-    const struct region *r = region_of(s, gfn);
-    if (!r || r->ram_pages == 0)
-        return false;
-    return r->ram_pages == LARGE_PAGES || !r->l1 || s->format->type_of(p2m_read(&r->l1[gfn.v % LARGE_PAGES]), 1) != P2M_HOLE;
 }
 
 void dmm_flush_wait(struct dmm_space *s)
@@ -181,97 +220,125 @@ static void drop_entry(struct dmm_space *s, gfn_t gfn, p2m_entry_t e, unsigned l
     pool_settle(s, 1);
 }
 
-/* Frees what a table of this level leads to, then the table. Level-2 entries have been cut off before and lead nowhere. */
-static void free_table(struct dmm_space *s, mfn_t table, unsigned level)
+/* Frees the tables that a table of this level leads to. Level-2 entries have been cut off before and lead nowhere. */
+static void free_tables_below(struct dmm_space *s, mfn_t table, unsigned level)
 {
     const p2m_entry_t *t = mfn_to_hva(table);
     for (unsigned n = 0; n < LARGE_PAGES && level > 2; n++)
-        if (s->format->type_of(t[n], level) == P2M_TABLE)
-            free_table(s, s->format->mfn_of(t[n]), level - 1);
-    frame_free(table, 0);
+        if (s->format->type_of(t[n], level) == P2M_TABLE) {
+            free_tables_below(s, s->format->mfn_of(t[n]), level - 1);
+            frame_free(s->format->mfn_of(t[n]), 0);
+        }
 }
 
-/* Cuts every region off at level 2 and has all CPUs forget: nobody but us can reach what is below. */
-static void detach_all(struct dmm_space *s)
+void region_drop(struct dmm_space *s, uint64_t n, struct region *r, p2m_entry_t e)
+{
+    for (unsigned k = 0; r->l1 && k < LARGE_PAGES; k++)
+        drop_entry(s, gfn_of(n * LARGE_PAGES + k), r->l1[k], 1);
+    if (r->l1)
+        frame_free(hva_to_mfn(r->l1), 0);
+    else
+        drop_entry(s, gfn_of(n * LARGE_PAGES), e, 2);
+    r->l1 = NULL;
+}
+
+/* Its entries are given up with their table: pages by state are counted off here. */
+static void uncount_table(struct dmm_space *s, const struct region *r)
+{
+    for (unsigned k = 0; k < LARGE_PAGES; k++) {
+        enum p2m_type type = s->format->type_of(r->l1[k], 1);
+        if (type > P2M_EMPTY)
+            __atomic_fetch_sub(&s->entries[type], 1, __ATOMIC_RELAXED);
+    }
+}
+
+/* Calls fn for every region that there is. */
+static void each_region(struct dmm_space *s, void (*fn)(struct dmm_space *s, uint64_t n, struct region *r))
 {
     for (uint64_t n = 0; n < s->region_count; n++) {
-        struct region *r = &s->regions[n];
-        enum p2m_type type = r->l2e ? s->format->type_of(p2m_read(r->l2e), 2) : P2M_HOLE;
-        if (type == P2M_TABLE || type == P2M_RW)
-            r->detached = p2m_transition(s, r->l2e, 2, type, P2M_EMPTY, s->empty);
+        struct region *chunk = s->chunks[n / CHUNK_REGIONS];
+        if (!chunk)
+            n |= CHUNK_REGIONS - 1;
+        else if (chunk[n % CHUNK_REGIONS].l2e)
+            fn(s, n, &chunk[n % CHUNK_REGIONS]);
     }
-    dmm_flush_wait(s);
 }
 
-/* A detached region goes back to what add_ram_region() made: EMPTY throughout, or a table of EMPTY and HOLE. */
-static void renew_region(struct dmm_space *s, struct region *r)
+static void detach(struct dmm_space *s, uint64_t n, struct region *r)
 {
-    uint64_t first = (uint64_t)(r - s->regions) * LARGE_PAGES;
-    for (unsigned k = 0; r->l1 && k < LARGE_PAGES; k++) {
-        p2m_entry_t e = p2m_read(&r->l1[k]);
-        enum p2m_type type = s->format->type_of(e, 1);
-        if (type == P2M_HOLE || type == P2M_EMPTY)
-            continue;
-        p2m_transition(s, &r->l1[k], 1, type, P2M_EMPTY, s->empty);
-        drop_entry(s, gfn_of(first + k), e, 1);
-    }
-    if (!r->l1) {
-        drop_entry(s, gfn_of(first), r->detached, 2);
-    } else if (r->ram_pages == LARGE_PAGES) {
-        frame_free(hva_to_mfn(r->l1), 0);
-        r->l1 = NULL;
-    } else {
-        p2m_transition(s, r->l2e, 2, P2M_EMPTY, P2M_TABLE, r->detached);
-    }
+    enum p2m_type type = s->format->type_of(p2m_read(r->l2e), 2);
+    (void)n;
     r->detached = 0;
-    r->filled_pages = 0;
-    r->breaks = 0;
-    r->note = 0;
+    if (type == P2M_TABLE || type == P2M_RW)
+        r->detached = p2m_transition(s, r->l2e, 2, type, P2M_EMPTY, s->empty);
+}
+
+static void drop_detached(struct dmm_space *s, uint64_t n, struct region *r)
+{
+    if (r->l1)
+        uncount_table(s, r);
+    region_drop(s, n, r, r->detached);
+}
+
+/* Everything but the root goes: the space is as if its RAM had just been declared. In this order: nobody can find a frame, no CPU knows one, it is
+ * given back. */
+static void make_empty(struct dmm_space *s)
+{
+    each_region(s, detach);
+    __atomic_fetch_add(&s->flush_generation, 1, __ATOMIC_SEQ_CST); /* for the upper tables, whatever they lead to */
+    dmm_flush_wait(s);
+    if (s->base)
+        image_depart(s);
+    each_region(s, drop_detached);
+    free_tables_below(s, s->root, 4);
+    memset(mfn_to_hva(s->root), 0, PAGE_SIZE);
+    for (uint64_t k = 0; k * CHUNK_REGIONS < s->region_count; k++)
+        if (s->chunks[k]) {
+            frame_free(hva_to_mfn(s->chunks[k]), 0);
+            s->chunks[k] = NULL;
+        }
+    s->last_gfn = UINT64_MAX - 1;
+    s->streak = 0;
 }
 
 void dmm_space_clear(struct dmm_space *s)
 {
     pool_close(s);
     bool outermost = dmm_enter();
-    detach_all(s);
-    for (uint64_t n = 0; n < s->region_count; n++)
-        if (s->regions[n].l2e)
-            renew_region(s, &s->regions[n]);
-    s->last_gfn = UINT64_MAX - 1;
-    s->streak = 0;
+    make_empty(s);
     dmm_leave(outermost);
     pool_open(s);
+    dmm_wake_memory_waiters();
+}
+
+void space_destroy(struct dmm_space *s)
+{
+    bool outermost = dmm_enter();
+    make_empty(s);
+    frame_free(s->root, 0);
+    for (unsigned t = 0; t < FRAME_TYPE_COUNT; t++)
+        if (s->frames[t])
+            panic("vm%u (%s): %lu %s frames are still owned at its end", s->vm_id, s->name, (unsigned long)s->frames[t],
+                  frame_type_name(t));
+    dmm_set_class(s, DMM_CLASS_BEST_EFFORT);
+    pool_list_remove(s);
+    pool_dismiss(s);
+    dmm_leave(outermost);
+    kfree(s->chunks);
+    kfree(s);
     dmm_wake_memory_waiters();
 }
 
 void dmm_space_destroy(struct dmm_space *s)
 {
     pool_close(s);
-    bool outermost = dmm_enter();
-    detach_all(s);
-    for (uint64_t n = 0; n < s->region_count; n++) {
-        struct region *r = &s->regions[n];
-        for (unsigned k = 0; r->l1 && k < LARGE_PAGES; k++)
-            drop_entry(s, gfn_of(n * LARGE_PAGES + k), r->l1[k], 1);
-        if (r->l1)
-            frame_free(hva_to_mfn(r->l1), 0);
-        else
-            drop_entry(s, gfn_of(n * LARGE_PAGES), r->detached, 2);
-    }
-    free_table(s, s->root, 4);
-    for (unsigned t = 0; t < FRAME_TYPE_COUNT; t++)
-        if (s->frames[t])
-            panic("vm%u (%s): %lu %s frames are still owned at its end", s->vm_id, s->name, (unsigned long)s->frames[t],
-                  frame_type_name(t));
-    pool_list_remove(s);
-    pool_dismiss(s);
-    dmm_leave(outermost);
-    kfree(s->regions);
-    kfree(s);
-    dmm_wake_memory_waiters();
+    space_destroy(s);
 }
 
 /* ---- accounting ----------------------------------------------------------------------------------------------- */
+
+/* Those that the image has something for. */
+static uint64_t inherited_pages(const struct dmm_space *s) { return __atomic_load_n(&s->inherited_owed, __ATOMIC_RELAXED); }
 
 void dmm_space_usage(const struct dmm_space *s, struct dmm_usage *out)
 {
@@ -283,7 +350,8 @@ void dmm_space_usage(const struct dmm_space *s, struct dmm_usage *out)
         .sealed = s->entries[P2M_SEALED], .covered = s->hard + s->soft,
     };
     out->shared += out->sealed;
-    out->empty = s->ram_pages - out->resident - out->image_shared - out->shared - out->zero;
+    out->inherited = inherited_pages(s);
+    out->empty = s->ram_pages - out->resident - out->image_shared - out->shared - out->zero - out->inherited;
 }
 
 void dmm_space_add_overhead(struct dmm_space *s, uint64_t heap_bytes) { s->heap_bytes += heap_bytes; }

@@ -2,8 +2,11 @@
  * One VM's pseudo-physical memory, inside DMM: its nested table, its pool, its counters.
  *
  * Per 2 MiB of guest memory there is a struct region: the lock under which everything in it changes, and where its entries are. A
- * fault so reaches its entry with one index instead of a four-level walk, and faults in different regions meet in no lock and no cache
- * line. 64 bytes for each 2 MiB is 0.003 % of the guest.
+ * fault so reaches its entry with two indices instead of a four-level walk, and faults in different regions meet in no lock and no cache
+ * line. Regions come in chunks of 64, a frame each, which appear with the first access: a space costs nothing for what it never touches, and
+ * making one from an image takes a time that does not depend on its size (image.c).
+ *
+ * An image is a space too: frozen, run by no CPU, known to its heirs only.
  */
 #ifndef HV_MM_DMM_SPACE_H
 #define HV_MM_DMM_SPACE_H
@@ -21,7 +24,10 @@ struct region {
     struct spinlock lock;   /* LOCK_RANK_P2M */
     p2m_entry_t *l2e;       /* its level-2 entry; NULL: no RAM here */
     p2m_entry_t *l1;        /* 512 level-1 entries, or NULL: the level-2 entry speaks for all */
-    p2m_entry_t detached;   /* what the level-2 entry was, while the space is being destroyed */
+    union {
+        p2m_entry_t detached; /* what the level-2 entry was, while the space is being taken apart */
+        uint64_t taken;       /* of an image: how many of its heirs have it */
+    };
     uint16_t ram_pages;     /* declared as RAM */
     uint16_t filled_pages;  /* of which not EMPTY */
     uint16_t note;          /* dmm_scan_note() */
@@ -29,13 +35,19 @@ struct region {
 } __attribute__((aligned(64)));
 _Static_assert(sizeof(struct region) == 64, "a cache line each");
 
+#define CHUNK_REGIONS (PAGE_SIZE / sizeof(struct region))
+#define DMM_RAM_RANGES 8u
+struct ram_range { uint64_t first, end; };
+
 struct dmm_space {
     /* constant after creation */
     const struct p2m_format *format;
     p2m_entry_t empty, rw_4k; /* make_nonpresent(P2M_EMPTY, 0); make_leaf(P2M_RW, 0, 1), to which a frame is just added */
-    struct region *regions;
+    struct region **chunks;   /* of CHUNK_REGIONS each; NULL: untouched, hence EMPTY, or as the image has it, or no RAM */
     uint64_t region_count, heap_bytes;
-    uint16_t id;
+    struct ram_range ram[DMM_RAM_RANGES];
+    unsigned ram_ranges;
+    uint16_t id, state_id;    /* who owns its guest memory and tables; its FRAME_VM_STATE. The former moves to the image when it is frozen */
     uint32_t vm_id;
     uint64_t pages, min_pages, max_pages, weight;
     const struct dmm_space_ops *ops;
@@ -62,7 +74,15 @@ struct dmm_space {
     enum dmm_class class;
     unsigned group;           /* constant */
     uint64_t domain;          /* constant: what it may share with, as one number */
-    uint64_t inherited_charge;/* pages of regions that are still inherited that have a frame there; the region's lock, and no vCPU runs twice */
+    /* images: image.c */
+    struct spinlock build_lock; /* the levels above the regions */
+    struct dmm_space *base;   /* the image from which untouched regions are inherited; NULL: they are EMPTY */
+    struct spinlock image_lock; /* if this is one: its entries, `taken`, heirs */
+    unsigned heirs;           /* spaces and images that have this for their base, and holders */
+    bool frozen;
+    unsigned depth;           /* images below */
+    uint64_t frozen_owed;     /* image: what an heir owes from the start */
+    uint64_t inherited_charge, inherited_owed; /* atomic: pages of untouched regions that have a frame in the image; that read as something */
     volatile bool stalled_break; /* what it waits for is a frame for a page that it owes: a hint */
 
     /* the pattern of first touches; races between vCPUs only blur a hint */
@@ -75,17 +95,38 @@ struct dmm_space {
     bool closed;              /* under pools_lock: none may begin */
 };
 
+/* NULL: no RAM, or nothing has touched it yet (region_build() makes it then). */
 static inline struct region *region_of(const struct dmm_space *s, gfn_t gfn)
 {
     uint64_t n = gfn.v / LARGE_PAGES;
     if (unlikely(n >= s->region_count))
         return NULL;
-    struct region *r = &s->regions[n];
-    return likely(r->l2e) ? r : NULL;
+    struct region *chunk = __atomic_load_n(&s->chunks[n / CHUNK_REGIONS], __ATOMIC_ACQUIRE);
+    return likely(chunk && chunk[n % CHUNK_REGIONS].l2e) ? &chunk[n % CHUNK_REGIONS] : NULL;
 }
+/* The region of a gfn that is RAM, made if need be. NULL: out of frames. No lock of rank >= LOCK_RANK_SPACE held; inside the gate. */
+struct region *region_build(struct dmm_space *s, gfn_t gfn);
+/* RAM pages of [first, end). */
+uint64_t space_ram_in(const struct dmm_space *s, uint64_t first, uint64_t end);
+/* Takes back what the region has and frees it: all CPUs have forgotten it. `e` is its level-2 entry, which nothing holds any more. */
+void region_drop(struct dmm_space *s, uint64_t n, struct region *r, p2m_entry_t e);
 
 extern struct dmm_space *dmm_spaces[DMM_MAX_SPACES + 1]; /* by id; [0] is the hypervisor and stays NULL */
+extern struct dmm_space *dmm_state_spaces[DMM_MAX_VMS + 1]; /* by state_id */
 static inline struct dmm_space *space_of_id(uint16_t id) { return dmm_spaces[id]; }
+
+void space_destroy(struct dmm_space *s); /* without dmm_space_destroy()'s wait for policies */
+
+/* ---- image.c ---------------------------------------------------------------------------------------------- */
+
+/* The region n of s is INHERITED and its lock held: it becomes what the image has. False: out of frames. */
+bool image_take_region(struct dmm_space *s, struct region *r, uint64_t n);
+/* Copies from a page that is still inherited. False: it is not, any more. */
+bool image_read(struct dmm_space *s, gfn_t gfn, unsigned offset, void *buf, size_t len);
+/* The space has no region of its base any more (they are INHERITED or dropped, as their level-2 entries say): it is an heir no more. */
+void image_depart(struct dmm_space *s);
+/* The image that has region n of what s inherits, and where; NULL: none, it is EMPTY. */
+struct dmm_space *image_of(const struct dmm_space *s, uint64_t n, struct region **r);
 extern mfn_t dmm_zero_mfn; /* the one frame behind every ZERO_RO entry */
 
 /* Has every CPU that may hold an old translation of this space forget it. p2m_transition() has bumped the generation; no region lock is held
@@ -126,8 +167,12 @@ void pool_census(uint64_t *hard, uint64_t *soft); /* for the audit: what is set 
 /* Promises min_pages to a new space / takes the promise back. */
 bool pool_admit(struct dmm_space *s);
 void pool_dismiss(struct dmm_space *s);
-/* Gives the space its id and lists it; false: too many. */
+/* Gives the space its ids and lists it; false: too many. */
 bool pool_list_add(struct dmm_space *s);
+/* The image takes over the id of `s`, which gets another; false: there is none. */
+bool pool_list_split(struct dmm_space *s, struct dmm_space *image);
+/* Charges a new heir for what it inherits. */
+void pool_inherit(struct dmm_space *s, uint64_t pages);
 /* Until pool_open() no policy may begin with it; returns when none is at work on it any more. May block. */
 void pool_close(struct dmm_space *s);
 void pool_open(struct dmm_space *s);

@@ -2,7 +2,7 @@
  * "hardware" sets accessed and dirty bits.
  * TEST-SOURCES: mm/dmm/frame.c mm/dmm/frame_alloc.c mm/dmm/space.c mm/dmm/pool.c mm/dmm/p2m.c mm/dmm/fault.c mm/dmm/hist.c
    mm/dmm/guest_access.c mm/dmm/policy.c mm/dmm/audit.c mm/dmm/share.c mm/dmm/rmap.c mm/dmm/merge.c
-   mm/dmm/scan.c mm/dmm/group.c mm/dmm/move.c tests/unit/fake/dmm_host.c tests/unit/fake/p2m_fake.c */
+   mm/dmm/scan.c mm/dmm/group.c mm/dmm/image.c mm/dmm/move.c tests/unit/fake/dmm_host.c tests/unit/fake/p2m_fake.c */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -63,6 +63,8 @@ static void test_layouts(void **state)
         }
         for (uint64_t g = 0; g < SPAN; g += g > 4096 && g % 512 > 2 && g % 512 < 510 ? 7 : 1) {
             assert_int_equal(dmm_gfn_is_ram(s, gfn_of(g)), ram[g]);
+            if (ram[g] && !region_of(s, gfn_of(g)))
+                assert_non_null(region_build(s, gfn_of(g)));
             assert_int_equal(type_at(s, gfn_of(g)), ram[g] ? P2M_EMPTY : P2M_HOLE);
         }
         struct dmm_usage u;
@@ -150,7 +152,7 @@ static void *set_ad_bits(void *arg)
 {
     struct hardware *h = arg;
     for (uint64_t n = 0; !h->stop; n++) {
-        struct region *r = &h->s->regions[0];
+        struct region *r = region_of(h->s, gfn_of(0));
         p2m_entry_t *slot = &r->l1[n % LARGE_PAGES], e = p2m_read(slot);
         if (p2m_format_fake.permits(e, DMM_READ))
             __atomic_compare_exchange_n(slot, &e, e | BIT64(10) | (n & 1 ? BIT64(11) : 0), false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);

@@ -88,7 +88,7 @@ enum dmm_resize_result p2m_break(struct dmm_space *s, struct region *r)
     if (!l1)
         return DMM_RESIZE_NO_MEMORY;
     for (unsigned n = 0; n < LARGE_PAGES; n++)
-        l1[n] = s->format->make_leaf(P2M_RW, mfn_add(first, n), 1);
+        l1[n] = s->format->make_leaf(P2M_RW, mfn_add(first, n), 1) | (large & s->format->dirty_mask()); /* any of them, for all we know */
     frame_split_large(first);
     p2m_transition(s, r->l2e, 2, P2M_RW, P2M_TABLE, s->format->make_table(mfn_to_hpa(table)));
     r->l1 = l1;
@@ -110,7 +110,8 @@ enum dmm_resize_result p2m_reform(struct dmm_space *s, struct region *r, mfn_t *
             return DMM_RESIZE_PINNED;
     }
     frame_join_large(first);
-    p2m_entry_t old = p2m_transition(s, r->l2e, 2, P2M_TABLE, P2M_RW, s->format->make_leaf(P2M_RW, first, 2));
+    p2m_entry_t old = p2m_transition(s, r->l2e, 2, P2M_TABLE, P2M_RW,
+                                     s->format->make_leaf(P2M_RW, first, 2) | s->format->dirty_mask());
     *table = s->format->mfn_of(old);
     r->l1 = NULL;
     return DMM_RESIZE_OK;

@@ -4,7 +4,7 @@
  * kick that asks for it writes here and there first. The ledger is audited after every step.
  * TEST-SOURCES: mm/dmm/frame.c mm/dmm/frame_alloc.c mm/dmm/space.c mm/dmm/pool.c mm/dmm/p2m.c mm/dmm/fault.c mm/dmm/hist.c
    mm/dmm/guest_access.c mm/dmm/policy.c mm/dmm/audit.c mm/dmm/share.c mm/dmm/rmap.c mm/dmm/merge.c
-   mm/dmm/scan.c mm/dmm/group.c mm/dmm/image.c mm/dmm/move.c policies/demand.c
+   mm/dmm/scan.c mm/dmm/group.c mm/dmm/image.c mm/dmm/collapse.c mm/dmm/bill.c mm/dmm/move.c policies/demand.c
    tests/unit/fake/dmm_host.c tests/unit/fake/p2m_fake.c */
 #include <pthread.h>
 #include <setjmp.h>
@@ -260,6 +260,26 @@ static void clear(struct vm_model *v)
     assert_int_equal(u.empty, VM_PAGES - (HOLE_END - HOLE_FIRST));
 }
 
+static unsigned collapsed;
+static void collapse(struct vm_model *v, uint64_t g)
+{
+    struct dmm_bill bill;
+    struct dmm_usage u;
+    if (host_random(2)) /* else it is hardly ever full enough */
+        for (uint64_t n = ALIGN_DOWN(g, 512); n < ALIGN_DOWN(g, 512) + 512; n++)
+            guest_access(v, n, true);
+    if (dmm_collapse_large(v->s, gfn_of(g)) == DMM_RESIZE_OK) {
+        dmm_space_usage(v->s, &u);
+        assert_true(u.resident_large >= 512);
+        collapsed++;
+    }
+    dmm_space_usage(v->s, &u);
+    dmm_space_bill(v->s, &bill);
+    assert_int_equal(bill.private_milli, u.resident * 1000);
+    assert_true(bill.shared_milli <= u.shared * 1000 && bill.inherited_milli <= u.inherited * 1000);
+    assert_true(bill.image_milli <= u.image_shared * 1000);
+}
+
 static void freeze(struct vm_model *v, unsigned k)
 {
     struct dmm_image *image = NULL;
@@ -442,6 +462,7 @@ static void step(void)
     case 16: dmm_insurance_tick(1 + host_random(2000000000)); break;
     case 17: if (host_random(10) == 0) dmm_set_class(v->s, (enum dmm_class)host_random(3)); break;
     case 20: freeze_or_thaw(v); break;
+    case 21: collapse(v, g); break;
     case 18: if (host_random(10) == 0) dmm_group_set_secure(1 + (unsigned)host_random(2), host_random(2)); break;
     default:
         for (unsigned n = 0; n < 4; n++)
@@ -466,7 +487,8 @@ static void test_random_against_model(void **state)
         release_image(k);
     host_audit();
     print_message("frozen %u, made from an image %u, restored %u\n", inherited[0], inherited[1], inherited[2]);
-    assert_true(inherited[0] > 20 && inherited[1] > 2 && inherited[2] > 10);
+    assert_true(collapsed > 10);
+    assert_true(inherited[0] > 10 && inherited[1] > 1 && inherited[2] > 3);
     assert_int_equal(frame_free_pages() + frame_count(FRAME_RMAP), free_before);
     assert_true(frame_count(FRAME_RMAP) <= 1); /* one stays, against see-saws */
     struct dmm_hist_summary h;

@@ -21,9 +21,8 @@ struct outcome {
     enum dmm_fault_result result;
     enum dmm_fault_cause cause;
     bool flush; /* a translation was replaced */
-    mfn_t old;  /* the page left this shared frame: counted out after the flush */
-};
-#define OUTCOME(result_, cause_) ((struct outcome){ (result_), (cause_), false, INVALID_MFN })
+}; /* fits registers: a first touch returns one */
+#define OUTCOME(result_, cause_) ((struct outcome){ (result_), (cause_), false })
 #define DONE(cause_) OUTCOME(DMM_FAULT_RETRY, cause_)
 #define STALLED OUTCOME(DMM_FAULT_STALLED, DMM_CAUSE_STALL)
 
@@ -42,19 +41,21 @@ const char *dmm_fault_cause_name(enum dmm_fault_cause c)
     return (unsigned)c < DMM_CAUSE_COUNT ? names[c] : "?";
 }
 
-/* EMPTY -> RW with a zeroed frame. False: pool or machine has none. */
-static inline __attribute__((always_inline)) bool fill_page(struct dmm_space *s, struct region *r, p2m_entry_t *slot, uint64_t gfn, bool *prezeroed)
+enum fill { FILL_PREZEROED, FILL_CLEARED, FILL_NO_FRAME /* pool or machine has none */ };
+
+/* EMPTY -> RW with a zeroed frame. */
+static inline __attribute__((always_inline)) enum fill fill_page(struct dmm_space *s, struct region *r, p2m_entry_t *slot, uint64_t gfn)
 {
     if (unlikely(!pool_charge(s, 1)))
-        return false;
-    mfn_t m = frame_alloc_guest(s, gfn, prezeroed);
-    if (unlikely(!mfn_valid(m))) {
+        return FILL_NO_FRAME;
+    struct frame_got got = frame_alloc_guest(s, gfn);
+    if (unlikely(!mfn_valid(got.mfn))) {
         pool_uncharge(s, 1);
-        return false;
+        return FILL_NO_FRAME;
     }
     r->filled_pages++;
-    p2m_transition(s, slot, 1, P2M_EMPTY, P2M_RW, s->rw_4k + mfn_to_hpa(m));
-    return true;
+    p2m_transition(s, slot, 1, P2M_EMPTY, P2M_RW, s->rw_4k + mfn_to_hpa(got.mfn));
+    return got.prezeroed ? FILL_PREZEROED : FILL_CLEARED;
 }
 
 /* EMPTY neighbours from gfn+step on, away from gfn, within the region. Best effort; returns how far it came. */
@@ -63,11 +64,12 @@ static uint64_t fill_around(struct dmm_space *s, struct region *r, uint64_t gfn,
     uint64_t reached = gfn;
     for (uint64_t g = gfn + step; want && g / LARGE_PAGES == gfn / LARGE_PAGES; g += step, want--) {
         p2m_entry_t *slot = &r->l1[g % LARGE_PAGES];
-        bool prezeroed;
-        if (p2m_read(slot) != s->empty || (!*may_clear && !frame_cpu()->zeroed.count) ||
-            !fill_page(s, r, slot, g, &prezeroed))
+        if (p2m_read(slot) != s->empty || (!*may_clear && !frame_cpu()->zeroed.count))
             break;
-        *may_clear -= !prezeroed;
+        enum fill filled = fill_page(s, r, slot, g);
+        if (filled == FILL_NO_FRAME)
+            break;
+        *may_clear -= filled == FILL_CLEARED;
         reached = g;
     }
     return reached;
@@ -94,14 +96,14 @@ static inline __attribute__((always_inline)) struct outcome touch_page(struct dm
                                                                        unsigned access, const struct dmm_populate_plan *plan)
 {
     p2m_entry_t *slot = &r->l1[gfn % LARGE_PAGES];
-    bool prezeroed;
     if (plan && plan->zero_page && !(access & DMM_WRITE) && pool_can_owe(s, 1)) {
         r->filled_pages++;
         p2m_transition(s, slot, 1, P2M_EMPTY, P2M_ZERO_RO, s->format->make_leaf(P2M_ZERO_RO, dmm_zero_mfn, 1));
         pool_owe(s, 1);
         return DONE(DMM_CAUSE_ZERO_READ);
     }
-    if (unlikely(!fill_page(s, r, slot, gfn, &prezeroed))) {
+    enum fill filled = fill_page(s, r, slot, gfn);
+    if (unlikely(filled == FILL_NO_FRAME)) {
         s->stalled_break = false;
         return STALLED;
     }
@@ -112,7 +114,7 @@ static inline __attribute__((always_inline)) struct outcome touch_page(struct dm
         uint64_t before = fill_around(s, r, gfn, -1, plan->around_before, &may_clear);
         s->last_gfn = plan->around_after >= plan->around_before ? after : before;
     }
-    return DONE(prezeroed ? DMM_CAUSE_FIRST_TOUCH_4K : DMM_CAUSE_FIRST_TOUCH_4K_CLEARED);
+    return DONE(filled == FILL_PREZEROED ? DMM_CAUSE_FIRST_TOUCH_4K : DMM_CAUSE_FIRST_TOUCH_4K_CLEARED);
 }
 
 /* The policy has an opinion, or the region no level-1 entries yet. */
@@ -153,11 +155,10 @@ static struct outcome stalled_break(struct dmm_space *s)
 /* IMAGE_RO or ZERO_RO -> a private frame with the same contents. The shared frame stays where it is: other spaces map it. */
 static struct outcome copy_on_write(struct dmm_space *s, p2m_entry_t *slot, gfn_t gfn, enum p2m_type type)
 {
-    bool prezeroed;
     if (!pool_charge_break(s))
         return stalled_break(s);
     unsigned flags = pool_break_flags(s) | (type == P2M_ZERO_RO ? FRAME_ZEROED : 0);
-    mfn_t m = frame_alloc_noting(flags, FRAME_GUEST, s, gfn.v, &prezeroed);
+    mfn_t m = frame_alloc_noting(flags, FRAME_GUEST, s, gfn.v).mfn;
     if (!mfn_valid(m)) {
         pool_uncharge(s, 1);
         return stalled_break(s);
@@ -170,34 +171,35 @@ static struct outcome copy_on_write(struct dmm_space *s, p2m_entry_t *slot, gfn_
     if (type == P2M_IMAGE_RO)
         __atomic_fetch_sub(&frame_of(shared)->refs, 1, __ATOMIC_RELEASE);
     __atomic_fetch_add(&s->breaks, 1, __ATOMIC_RELAXED);
-    return (struct outcome){ DMM_FAULT_RETRY, type == P2M_IMAGE_RO ? DMM_CAUSE_COW_IMAGE : DMM_CAUSE_COW_SHARED, true, INVALID_MFN };
+    return (struct outcome){ DMM_FAULT_RETRY, type == P2M_IMAGE_RO ? DMM_CAUSE_COW_IMAGE : DMM_CAUSE_COW_SHARED, true };
 }
 
-static struct outcome break_share(struct dmm_space *s, struct region *r, p2m_entry_t *slot, gfn_t gfn, enum p2m_type type, unsigned access)
+/* *old: the shared frame that the page left. It is counted out after the flush. */
+static struct outcome break_share(struct dmm_space *s, struct region *r, p2m_entry_t *slot, gfn_t gfn, enum p2m_type type, unsigned access,
+                                  mfn_t *old)
 {
-    struct outcome o = { DMM_FAULT_RETRY, type == P2M_SEALED ? DMM_CAUSE_COW_SEALED : DMM_CAUSE_COW_SHARED, true, INVALID_MFN };
-    switch (share_break(s, r, slot, gfn, type, access, &o.old)) {
+    switch (share_break(s, r, slot, gfn, type, access, old)) {
     case SHARE_BREAK_IN_PLACE: return DONE(DMM_CAUSE_UNPROTECT);
     case SHARE_BREAK_NO_FRAME: return stalled_break(s);
-    default: return o;
+    default: return (struct outcome){ DMM_FAULT_RETRY, type == P2M_SEALED ? DMM_CAUSE_COW_SEALED : DMM_CAUSE_COW_SHARED, true };
     }
 }
 
-static struct outcome resolve(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access);
+static struct outcome resolve(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access, mfn_t *old);
 
 /* The region is taken over first, then it is as any other. */
-static struct outcome inherit(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access)
+static struct outcome inherit(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access, mfn_t *old)
 {
     s->stalled_break = false;
     if (!image_take_region(s, r, gfn.v / LARGE_PAGES))
         return STALLED;
-    struct outcome o = resolve(s, r, gfn, access);
+    struct outcome o = resolve(s, r, gfn, access, old);
     o.cause = o.result == DMM_FAULT_RETRY ? DMM_CAUSE_INHERIT : o.cause;
     return o;
 }
 
 /* Everything but the first touch of a region that has level-1 entries. */
-__attribute__((noinline)) static struct outcome resolve(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access)
+static struct outcome resolve(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access, mfn_t *old)
 {
     unsigned level;
     p2m_entry_t *slot = p2m_leaf(r, gfn, &level), e = p2m_read(slot);
@@ -212,14 +214,14 @@ __attribute__((noinline)) static struct outcome resolve(struct dmm_space *s, str
         if (s->format->permits(e, access))
             return DONE(DMM_CAUSE_SPURIOUS);
         if (type == P2M_SHARED_RO && (access & DMM_WRITE))
-            return break_share(s, r, slot, gfn, type, access);
+            return break_share(s, r, slot, gfn, type, access, old);
         if (type != P2M_RW && (access & DMM_WRITE))
             return copy_on_write(s, slot, gfn, type);
         break;
     case P2M_INHERITED:
-        return inherit(s, r, gfn, access);
+        return inherit(s, r, gfn, access, old);
     case P2M_SEALED:
-        return break_share(s, r, slot, gfn, type, access);
+        return break_share(s, r, slot, gfn, type, access, old);
     case P2M_MOVING_OUT:
     case P2M_MOVING_IN:
         return OUTCOME(DMM_FAULT_BLOCKED, DMM_CAUSE_MOVING);
@@ -232,26 +234,48 @@ __attribute__((noinline)) static struct outcome resolve(struct dmm_space *s, str
     return OUTCOME(DMM_FAULT_DENIED, DMM_CAUSE_HOLE);
 }
 
+/* Everything but the first touch. Region locked; it is let go. */
+__attribute__((noinline)) static struct outcome other_fault(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access)
+{
+    mfn_t old = INVALID_MFN;
+    struct outcome o = likely(r->l2e) ? resolve(s, r, gfn, access, &old) : OUTCOME(DMM_FAULT_HOLE, DMM_CAUSE_HOLE);
+    spin_unlock(&r->lock);
+    if (o.flush) {
+        dmm_flush_wait(s);
+        if (mfn_valid(old))
+            share_drop(old, s->id, gfn.v);
+    }
+    return o;
+}
+
+/* No vCPU has been near this gfn yet. */
+__attribute__((noinline)) static struct outcome untouched(struct dmm_space *s, gfn_t gfn, unsigned access)
+{
+    if (!dmm_gfn_is_ram(s, gfn))
+        return OUTCOME(DMM_FAULT_HOLE, DMM_CAUSE_HOLE);
+    struct region *r = region_build(s, gfn);
+    if (!r)
+        return STALLED;
+    spin_lock(&r->lock);
+    return other_fault(s, r, gfn, access);
+}
+
 enum dmm_fault_result dmm_fault(struct dmm_space *s, gfn_t gfn, unsigned access)
 {
     uint64_t start = __builtin_ia32_rdtsc();
-    struct outcome o = OUTCOME(DMM_FAULT_HOLE, DMM_CAUSE_HOLE);
+    struct outcome o;
     bool outermost = dmm_enter();
-    struct region *r = region_of(s, gfn);
-    if (unlikely(!r) && dmm_gfn_is_ram(s, gfn) && !(r = region_build(s, gfn)))
-        o = STALLED;
-    if (likely(r)) {
+    struct region *r = region_place(s, gfn);
+    if (unlikely(!r)) {
+        o = untouched(s, gfn, access);
+    } else {
         spin_lock(&r->lock);
-        if (likely(r->l1 && p2m_read(&r->l1[gfn.v % LARGE_PAGES]) == s->empty))
+        if (likely(r->l1 && p2m_read(&r->l1[gfn.v % LARGE_PAGES]) == s->empty)) {
             o = first_touch(s, r, gfn.v, access);
-        else
-            o = resolve(s, r, gfn, access);
-        spin_unlock(&r->lock);
-    }
-    if (unlikely(o.flush)) {
-        dmm_flush_wait(s);
-        if (mfn_valid(o.old))
-            share_drop(o.old, s->id, gfn.v);
+            spin_unlock(&r->lock);
+        } else {
+            o = other_fault(s, r, gfn, access);
+        }
     }
     dmm_leave(outermost);
     dmm_hist_add(&s->hist[o.cause], __builtin_ia32_rdtsc() - start);

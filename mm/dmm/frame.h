@@ -168,17 +168,17 @@ static inline void frame_own(mfn_t m, struct dmm_space *owner, uint64_t gfn)
 }
 /* frame_alloc(0, ...) for the fault path, inside dmm_enter(): says whether the frame was zeroed beforehand, else it was cleared
  * now if flags ask for it. */
-mfn_t frame_alloc_noting(unsigned flags, enum frame_type type, struct dmm_space *owner, uint64_t gfn, bool *prezeroed);
+struct frame_got { mfn_t mfn; bool prezeroed; }; /* in registers: no address of a local is taken on the way */
+struct frame_got frame_alloc_noting(unsigned flags, enum frame_type type, struct dmm_space *owner, uint64_t gfn);
 /* The same for a zeroed guest page, which usually is one pop from this CPU's magazine. */
-static inline mfn_t frame_alloc_guest(struct dmm_space *owner, uint64_t gfn, bool *prezeroed)
+static inline struct frame_got frame_alloc_guest(struct dmm_space *owner, uint64_t gfn)
 {
     struct magazine *clean = &frame_cpu()->zeroed;
     if (unlikely(!clean->count))
-        return frame_alloc_noting(FRAME_ZEROED, FRAME_GUEST, owner, gfn, prezeroed);
+        return frame_alloc_noting(FRAME_ZEROED, FRAME_GUEST, owner, gfn);
     mfn_t m = mfn_of(clean->mfn[--clean->count]);
     frame_assign(m, FRAME_GUEST, owner, gfn, 1);
-    *prezeroed = true;
-    return m;
+    return (struct frame_got){ m, true };
 }
 /* One 2 MiB frame becomes 512 of 4 KiB with the same owner, from gfn upwards; and back (all 512 must be the owner's). */
 void frame_split_large(mfn_t first);

@@ -427,9 +427,11 @@ static inline mfn_t take_for(unsigned flags, enum frame_type type, struct dmm_sp
     return m;
 }
 
-mfn_t frame_alloc_noting(unsigned flags, enum frame_type type, struct dmm_space *owner, uint64_t gfn, bool *prezeroed)
+struct frame_got frame_alloc_noting(unsigned flags, enum frame_type type, struct dmm_space *owner, uint64_t gfn)
 {
-    return take_for(flags, type, owner, gfn, prezeroed);
+    struct frame_got got;
+    got.mfn = take_for(flags, type, owner, gfn, &got.prezeroed);
+    return got;
 }
 
 __attribute__((noinline)) static mfn_t alloc_large(unsigned flags, enum frame_type type, struct dmm_space *owner)

@@ -49,8 +49,7 @@ struct taken { uint64_t charged, owed; };
 /* The image's frame has as many users as it can: the heir gets a copy. */
 static bool take_copy(struct dmm_space *s, p2m_entry_t *slot, uint64_t gfn, mfn_t from, struct taken *t)
 {
-    bool prezeroed;
-    mfn_t m = frame_alloc_noting(0, FRAME_GUEST, s, gfn, &prezeroed);
+    mfn_t m = frame_alloc_noting(0, FRAME_GUEST, s, gfn).mfn;
     if (!mfn_valid(m))
         return false;
     copy_page(mfn_to_hva(m), mfn_to_hva(from));

@@ -77,12 +77,11 @@ enum share_break_result share_break(struct dmm_space *s, struct region *r, p2m_e
                                     mfn_t *old)
 {
     mfn_t m = share_mfn_of(s, p2m_read(slot), type);
-    bool prezeroed;
     if (type == P2M_SHARED_RO && share_unprotect(s, slot, gfn))
         return SHARE_BREAK_IN_PLACE;
     if (!pool_may_break(s))
         return SHARE_BREAK_NO_FRAME;
-    mfn_t copy = frame_alloc_noting(pool_break_flags(s), FRAME_GUEST, s, gfn.v, &prezeroed);
+    mfn_t copy = frame_alloc_noting(pool_break_flags(s), FRAME_GUEST, s, gfn.v).mfn;
     if (!mfn_valid(copy))
         return SHARE_BREAK_NO_FRAME;
     copy_page(mfn_to_hva(copy), mfn_to_hva(m));

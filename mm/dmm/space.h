@@ -95,14 +95,20 @@ struct dmm_space {
     bool closed;              /* under pools_lock: none may begin */
 };
 
-/* NULL: no RAM, or nothing has touched it yet (region_build() makes it then). */
-static inline struct region *region_of(const struct dmm_space *s, gfn_t gfn)
+/* The place for it, RAM or not; NULL: no chunk. */
+static inline struct region *region_place(const struct dmm_space *s, gfn_t gfn)
 {
     uint64_t n = gfn.v / LARGE_PAGES;
     if (unlikely(n >= s->region_count))
         return NULL;
     struct region *chunk = __atomic_load_n(&s->chunks[n / CHUNK_REGIONS], __ATOMIC_ACQUIRE);
-    return likely(chunk && chunk[n % CHUNK_REGIONS].l2e) ? &chunk[n % CHUNK_REGIONS] : NULL;
+    return likely(chunk) ? &chunk[n % CHUNK_REGIONS] : NULL;
+}
+/* NULL: no RAM, or nothing has touched it yet (region_build() makes it then). */
+static inline struct region *region_of(const struct dmm_space *s, gfn_t gfn)
+{
+    struct region *r = region_place(s, gfn);
+    return likely(r && r->l2e) ? r : NULL;
 }
 /* The region of a gfn that is RAM, made if need be. NULL: out of frames. No lock of rank >= LOCK_RANK_SPACE held; inside the gate. */
 struct region *region_build(struct dmm_space *s, gfn_t gfn);

@@ -7,6 +7,7 @@
  */
 #include "vdev/platform.h"
 
+#include "core/log.h"
 #include "core/time.h"
 #include "lib/string.h"
 #include "mm/mm.h"
@@ -60,6 +61,14 @@ void vtimer_fini(struct vtimer *t)
 {
     vtimer_cancel(t);
     list_del(&t->node);
+}
+
+void vtimer_save(const struct vtimer *t, struct vtimer_saved *out) { *out = (struct vtimer_saved){.due_ns = t->due_ns, .active = t->active}; }
+
+void vtimer_load(struct vtimer *t, const struct vtimer_saved *in)
+{
+    t->due_ns = in->due_ns;
+    t->active = in->active;
 }
 
 uint64_t vtimer_next_ns(uint64_t due_ns, uint64_t period_ns, uint64_t now_ns)
@@ -227,15 +236,60 @@ static uint64_t platform_write_tables(struct vm *vm)
     enum { BUF_BYTES = 8192 };
     uint8_t *buf = kzalloc(BUF_BYTES);
     size_t used = buf ? acpi_tables_build(buf, BUF_BYTES, vm->vcpu_count) : 0;
+    if (used)
+        vgenid_make(buf + GUEST_GENID_OFFSET);
     bool ok = used && dmm_write_guest(vm->space, GUEST_ACPI_GPA, buf, used) == DMM_FAULT_RETRY;
     kfree(buf);
     return ok ? GUEST_ACPI_GPA : 0;
 }
 
+/* ---- copies --------------------------------------------------------------------------------------------------------- */
+
+static void platform_save(struct vm *vm, void *out)
+{
+    struct platform *p = vm->platform;
+    struct platform_saved *s = out;
+    debug_assert(p->paused);
+    s->now_ns = platform_now_ns(p);
+    s->lowest_next = p->lowest_next;
+    uint64_t flags = spin_lock_irqsave(&p->irq_lock);
+    s->pic = p->pic;
+    s->ioapic = p->ioapic;
+    spin_unlock_irqrestore(&p->irq_lock, flags);
+    vpit_save(&p->pit, &s->pit);
+    vrtc_save(&p->rtc, &s->rtc);
+    vuart_save(&p->uart, &s->uart);
+    vpm_save(&p->pm, &s->pm);
+    vreset_save(&p->reset, &s->reset);
+}
+
+static void platform_load(struct vm *vm, const void *in)
+{
+    struct platform *p = vm->platform;
+    const struct platform_saved *s = in;
+    debug_assert(p->paused);
+    p->time_offset_ns = p->paused_at_ns - s->now_ns;
+    p->lowest_next = s->lowest_next;
+    uint64_t flags = spin_lock_irqsave(&p->irq_lock);
+    p->pic = s->pic;
+    p->ioapic = s->ioapic;
+    spin_unlock_irqrestore(&p->irq_lock, flags);
+    vpit_load(&p->pit, &s->pit);
+    vrtc_load(&p->rtc, &s->rtc);
+    vuart_load(&p->uart, &s->uart);
+    vpm_load(&p->pm, &s->pm);
+    vreset_load(&p->reset, &s->reset);
+}
+
+static void platform_vcpu_save(struct vcpu *v, void *out) { vlapic_save(v->vlapic, out); }
+static void platform_vcpu_load(struct vcpu *v, const void *in) { vlapic_load(v->vlapic, in); }
+
 const struct vm_platform_ops vdev_platform_ops = {
     .create = platform_create, .destroy = platform_destroy, .reset = platform_reset, .pause = platform_pause,
     .vcpu_create = platform_vcpu_create, .vcpu_destroy = platform_vcpu_destroy, .vcpu_reset = platform_vcpu_reset,
-    .write_firmware_tables = platform_write_tables, .rdmsr = vlapic_rdmsr, .wrmsr = vlapic_wrmsr,
+    .saved_bytes = sizeof(struct platform_saved), .vcpu_saved_bytes = sizeof(struct vlapic_saved),
+    .save = platform_save, .load = platform_load, .vcpu_save = platform_vcpu_save, .vcpu_load = platform_vcpu_load,
+    .change_generation = vgenid_change, .write_firmware_tables = platform_write_tables, .rdmsr = vlapic_rdmsr, .wrmsr = vlapic_wrmsr,
     .irq = {.pending = vlapic_pending, .accept = vlapic_accept, .has_any = vlapic_has_any,
             .tpr_changed = vlapic_tpr_changed, .get_cr8 = vlapic_get_cr8, .set_pv_eoi = vlapic_set_pv_eoi, .post = vlapic_post},
 };

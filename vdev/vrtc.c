@@ -241,6 +241,29 @@ void vrtc_reset(struct vrtc *d)
     spin_unlock_irqrestore(&d->dev_lock, flags);
 }
 
+/* The time is the wall clock's and goes on while a copy waits, as it would behind a battery. */
+void vrtc_save(struct vrtc *d, struct vrtc_saved *out)
+{
+    uint64_t flags = spin_lock_irqsave(&d->dev_lock);
+    out->index = d->index;
+    out->offset_s = d->offset_s;
+    memcpy(out->cmos, d->cmos, sizeof(out->cmos));
+    vtimer_save(&d->periodic, &out->periodic);
+    vtimer_save(&d->second, &out->second);
+    spin_unlock_irqrestore(&d->dev_lock, flags);
+}
+
+void vrtc_load(struct vrtc *d, const struct vrtc_saved *in)
+{
+    uint64_t flags = spin_lock_irqsave(&d->dev_lock);
+    d->index = in->index;
+    d->offset_s = in->offset_s;
+    memcpy(d->cmos, in->cmos, sizeof(d->cmos));
+    vtimer_load(&d->periodic, &in->periodic);
+    vtimer_load(&d->second, &in->second);
+    spin_unlock_irqrestore(&d->dev_lock, flags);
+}
+
 void vrtc_init(struct vrtc *d, struct platform *p)
 {
     d->platform = p;

@@ -189,6 +189,30 @@ void vuart_reset(struct vuart *d)
     spin_unlock_irqrestore(&d->dev_lock, flags);
 }
 
+void vuart_save(struct vuart *d, struct vuart_saved *out)
+{
+    uint64_t flags = spin_lock_irqsave(&d->dev_lock);
+    *out = (struct vuart_saved){.ier = d->ier, .lcr = d->lcr, .mcr = d->mcr, .msr_delta = d->msr_delta, .scr = d->scr, .dll = d->dll,
+                                .dlm = d->dlm, .fcr = d->fcr, .lsr_errors = d->lsr_errors, .thre_pending = d->thre_pending, .line = d->line};
+    for (uint32_t at = d->input_tail; at != d->input_head; at++)
+        out->input[out->input_count++] = d->input[at % VUART_INPUT_BYTES];
+    spin_unlock_irqrestore(&d->dev_lock, flags);
+}
+
+/* The line's level has been loaded with the interrupt controllers. */
+void vuart_load(struct vuart *d, const struct vuart_saved *in)
+{
+    uint64_t flags = spin_lock_irqsave(&d->dev_lock);
+    d->ier = in->ier, d->lcr = in->lcr, d->mcr = in->mcr, d->msr_delta = in->msr_delta, d->scr = in->scr;
+    d->dll = in->dll, d->dlm = in->dlm, d->fcr = in->fcr, d->lsr_errors = in->lsr_errors;
+    d->thre_pending = in->thre_pending, d->line = in->line;
+    d->input_tail = d->input_head;
+    for (uint32_t n = 0; n < in->input_count; n++)
+        input_put(d, in->input[n]);
+    d->input_refused = false; /* whoever watches comes by after a command like this one */
+    spin_unlock_irqrestore(&d->dev_lock, flags);
+}
+
 bool vuart_init(struct vuart *d, struct platform *p)
 {
     d->platform = p;

@@ -1,4 +1,4 @@
-/* TEST-SOURCES: vm/pv.c vm/pv_hypercall.c vdev/platform.c vdev/vlapic.c vdev/vpic.c vdev/vioapic.c vdev/vpit.c vdev/vrtc.c vdev/vuart.c vdev/vpmtimer.c vdev/vreset.c vdev/vdebugexit.c vdev/acpi_tables.c */
+/* TEST-SOURCES: vm/pv.c vm/pv_hypercall.c vdev/platform.c vdev/vlapic.c vdev/vpic.c vdev/vioapic.c vdev/vpit.c vdev/vrtc.c vdev/vuart.c vdev/vpmtimer.c vdev/vreset.c vdev/vgenid.c vdev/vdebugexit.c vdev/acpi_tables.c */
 /*
  * KVM's paravirtual interface: what the records hold and what a guest's choice of them can do to us (nothing: 16 pages of RAM between
  * guards, pins counted), hypercalls with all kinds of arguments, and the EOI by memory in lockstep with a VM whose guest writes
@@ -163,7 +163,7 @@ static void pins_are_balanced(void **state)
         case 0: pv_vcpu_init_signal(v); break;
         case 1: pv_vcpu_reset(v); break;
         case 2: pv_switched_out(v); break;
-        case 3: pv_record_steal(v); break;
+        case 3: pv_before_entry(v); break;
         default: wr(v, rnd() % 2 ? STEAL : EOI, (rnd() % (PAGES + 2)) << 12 | (rnd() % 64) << 6 | rnd() % 4); break;
         }
         unsigned on = 0;
@@ -201,16 +201,16 @@ static void steal_record(void **state)
     wait_ns += 700;
     switched_out(v, THREAD_RUNNABLE);
     assert_true(v->pv.steal_due && ram[AT + 16] == 1 && u64_at(AT) == 0);
-    pv_record_steal(v);
+    pv_before_entry(v);
     assert_true(!v->pv.steal_due && ram[AT + 16] == 0 && u64_at(AT) == 700 && u32_at(AT + 8) == 4);
     switched_out(v, THREAD_THROTTLED); /* by a cap: it wants to run, too */
     assert_int_equal(ram[AT + 16], 1);
     wait_ns += 50;
-    pv_record_steal(v);
+    pv_before_entry(v);
     assert_true(ram[AT + 16] == 0 && u64_at(AT) == 750 && u32_at(AT + 8) == 6);
     switched_out(v, THREAD_BLOCKED); /* it sleeps: nobody took anything from it */
     assert_int_equal(ram[AT + 16], 0);
-    pv_record_steal(v);
+    pv_before_entry(v);
     assert_true(u64_at(AT) == 750 && u32_at(AT + 8) == 8);
 
     v->counted = false; /* parked: the memory may be someone else's by now */
@@ -220,7 +220,7 @@ static void steal_record(void **state)
 
     memset(ram + AT, 0xff, 64); /* the guest writes into it: its own loss, and not for long */
     wait_ns += 1;
-    pv_record_steal(v);
+    pv_before_entry(v);
     assert_true(u64_at(AT) == 751 && u32_at(AT + 8) == 10 && ram[AT + 16] == 0);
     memcpy(rest + AT, ram + AT, 64);
     assert_memory_equal(ram, rest, sizeof ram); /* and nothing else was written */
@@ -229,13 +229,13 @@ static void steal_record(void **state)
     uint64_t sum = 0xa5a5a5a5a5a5a5a5;
     assert_true(u64_at(0x2000) == sum && u32_at(0x2008) == 0xa5a5a5a8u);
     wait_ns += 9;
-    pv_record_steal(v);
+    pv_before_entry(v);
     assert_true(u64_at(0x2000) == sum + 9 && u32_at(0x2008) == 0xa5a5a5aau);
     assert_memory_equal(ram + AT, rest + AT, 64);
     assert_int_equal(wr(v, STEAL, 0), PV_MSR_DONE);
     memcpy(rest, ram, sizeof ram);
     switched_out(v, THREAD_RUNNABLE);
-    pv_record_steal(v);
+    pv_before_entry(v);
     assert_memory_equal(ram, rest, sizeof ram);
 
     assert_int_equal(wr(v, STEAL, 0x2001), PV_MSR_DONE); /* off and on again, as a CPU that the guest unplugs: no leap, no step back */

@@ -85,6 +85,8 @@ static UNUSED unsigned fake_advance(uint64_t ns) /* returns the number of callba
     return fired;
 }
 
+NORETURN void panic(const char *fmt, ...) { fprintf(stderr, "panic: %s\n", fmt); abort(); }
+uint64_t cpu_random(void) { static uint64_t n; return ++n * UINT64_C(0x9e3779b97f4a7c15); }
 void *kzalloc(size_t bytes) { return calloc(1, bytes); }
 void kfree(void *p) { free(p); }
 
@@ -98,6 +100,7 @@ enum dmm_fault_result dmm_write_guest(struct dmm_space *s, uint64_t gpa, const v
     return DMM_FAULT_RETRY;
 }
 #endif
+void dmm_wait(struct dmm_space *s, gfn_t gfn, uint64_t timeout_ns) { (void)s, (void)gfn, (void)timeout_ns; }
 
 void vcpu_kick(struct vcpu *v) { v->kick_pending = true; fake_kicks++; }
 static uint8_t fake_cr8;

@@ -123,21 +123,21 @@ static void devices_reset(struct platform *p)
 
 static bool attach(struct platform *p)
 {
-    const struct { uint16_t first, count; vdev_pio_fn *fn; void *dev; const char *name; } ports[] = {
-        {0x020, 2, vpic_pio, p, "pic"}, {0x0a0, 2, vpic_pio, p, "pic"}, {0x4d0, 2, vpic_pio, p, "elcr"},
-        {0x040, 4, vpit_pio, &p->pit, "pit"}, {0x061, 1, vpit_port61_pio, &p->pit, "port61"},
-        {0x060, 1, vreset_8042_pio, &p->reset, "8042"}, {0x064, 1, vreset_8042_pio, &p->reset, "8042"},
-        {0x070, 2, vrtc_pio, &p->rtc, "rtc"}, {0x092, 1, vreset_port92_pio, &p->reset, "port92"},
-        {0x3f8, 8, vuart_pio, &p->uart, "com1"}, {0xcf8, 8, vreset_pci_pio, &p->reset, "pci"},
-        {GUEST_PM1_EVENT_PORT, 12, vpm_pio, &p->pm, "acpi-pm"},
+    const struct { uint16_t first, count; vdev_pio_fn *fn; void *dev; } ports[] = {
+        {0x020, 2, vpic_pio, p}, {0x0a0, 2, vpic_pio, p}, {0x4d0, 2, vpic_pio, p},
+        {0x040, 4, vpit_pio, &p->pit}, {0x061, 1, vpit_port61_pio, &p->pit},
+        {0x060, 1, vreset_8042_pio, &p->reset}, {0x064, 1, vreset_8042_pio, &p->reset},
+        {0x070, 2, vrtc_pio, &p->rtc}, {0x092, 1, vreset_port92_pio, &p->reset},
+        {0x3f8, 8, vuart_pio, &p->uart}, {0xcf8, 8, vreset_pci_pio, &p->reset},
+        {GUEST_PM1_EVENT_PORT, 12, vpm_pio, &p->pm},
     };
     for (unsigned n = 0; n < ARRAY_SIZE(ports); n++)
-        if (!vdev_bus_add_pio(p->vm->bus, ports[n].first, ports[n].count, ports[n].fn, ports[n].dev, ports[n].name))
+        if (!vdev_bus_add_pio(p->vm->bus, ports[n].first, ports[n].count, ports[n].fn, ports[n].dev))
             return false;
-    if (p->vm->config.debug_exit && !vdev_bus_add_pio(p->vm->bus, 0xf4, 1, vdebugexit_pio, p, "debug-exit"))
+    if (p->vm->config->debug_exit && !vdev_bus_add_pio(p->vm->bus, 0xf4, 1, vdebugexit_pio, p))
         return false;
-    return vdev_bus_add_mmio(p->vm->bus, GUEST_LAPIC_GPA, PAGE_SIZE, vlapic_mmio, p, "lapic") &&
-           vdev_bus_add_mmio(p->vm->bus, GUEST_IOAPIC_GPA, PAGE_SIZE, vioapic_mmio, p, "ioapic");
+    return vdev_bus_add_mmio(p->vm->bus, GUEST_LAPIC_GPA, PAGE_SIZE, vlapic_mmio, p) &&
+           vdev_bus_add_mmio(p->vm->bus, GUEST_IOAPIC_GPA, PAGE_SIZE, vioapic_mmio, p);
 }
 
 static void platform_destroy(struct vm *vm)
@@ -168,11 +168,7 @@ static bool platform_create(struct vm *vm, char *why)
     spin_init(&p->reset.dev_lock, LOCK_RANK_VDEV, "vreset");
     vpit_init(&p->pit, p);
     vrtc_init(&p->rtc, p);
-    if (!vuart_init(&p->uart, p)) {
-        snprintf(why, 160, "%s: no memory for the console ring (%u bytes)", vm->name, VUART_RING_BYTES);
-        platform_destroy(vm);
-        return false;
-    }
+    vuart_init(&p->uart, p);
     devices_reset(p);
     if (!attach(p)) {
         snprintf(why, 160, "%s: the device bus is full or ranges overlap", vm->name);

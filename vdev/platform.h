@@ -174,7 +174,7 @@ struct vuart {
     uint32_t input_head, input_tail;      /* free-running */
     uint32_t ring_head, ring_tail;        /* free-running; head - tail <= VUART_RING_BYTES */
     uint64_t dropped;
-    char *ring;
+    char *ring;                           /* (a) NULL until the guest first prints */
     struct waitq output_wait, *watcher;
 };
 struct vuart_saved {
@@ -185,7 +185,7 @@ struct vuart_saved {
 };
 void vuart_save(struct vuart *d, struct vuart_saved *out);
 void vuart_load(struct vuart *d, const struct vuart_saved *in); /* the output ring stays what it is */
-bool vuart_init(struct vuart *d, struct platform *p);
+void vuart_init(struct vuart *d, struct platform *p);
 void vuart_fini(struct vuart *d);
 void vuart_reset(struct vuart *d);
 vdev_pio_fn vuart_pio;

@@ -216,7 +216,7 @@ void vrtc_pio(struct vcpu *v, void *dev, uint16_t port, unsigned size, bool in, 
  * 5Bh-5Dh 64 KiB above 4 GiB. */
 static void memory_size(struct vrtc *d)
 {
-    uint64_t bytes = d->platform->vm->config.memory_bytes, low = MIN(bytes, GIB(3)), high = bytes - low;
+    uint64_t bytes = d->platform->vm->config->memory_bytes, low = MIN(bytes, GIB(3)), high = bytes - low;
     uint64_t ext = low > MIB(1) ? MIN((low - MIB(1)) >> 10, 0xffffu) : 0, above16 = low > MIB(16) ? MIN((low - MIB(16)) >> 16, 0xffffu) : 0;
     const uint64_t values[][2] = {{0x15, 640}, {0x17, ext}, {0x30, ext}, {0x34, above16}, {0x5b, high >> 16}};
     for (unsigned n = 0; n < ARRAY_SIZE(values); n++) {

@@ -52,7 +52,7 @@ static bool list_text(struct vm *vm, void *arg)
     dmm_space_usage(vm->space, &u);
     describe(vm, why, sizeof(why));
     con_printf("%-4u %-20s %-8s %5u %8lu %10lu %7lu  %s\n", vm->id, vm->name, shown_state(vm), vm->vcpu_count,
-               vm->config.memory_bytes >> 20, u.resident * 4, vm->reboots, why);
+               vm->config->memory_bytes >> 20, u.resident * 4, vm->reboots, why);
     return true;
 }
 
@@ -143,7 +143,7 @@ static enum cmd_result list(struct cmd_ctx *c)
 
 static void show_text(struct vm *vm)
 {
-    const struct config_vm *c = &vm->config;
+    const struct config_vm *c = vm->config;
     char why[VM_WHY_MAX];
     struct dmm_usage u;
     dmm_space_usage(vm->space, &u);
@@ -375,7 +375,7 @@ static enum cmd_result set(struct cmd_ctx *c)
     struct vm *vm = vm_find(c->argv[2]);
     if (!vm)
         return cmd_error(c, "there is no VM of the name %s", c->argv[2]);
-    cfg = vm->config;
+    cfg = *vm->config;
     for (int n = 3; n < c->argc; n++) {
         char *value = strchr(c->argv[n], '=');
         bool known = false;

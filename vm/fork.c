@@ -101,11 +101,10 @@ static enum vm_result make_child(struct fork *f, char *why)
     struct vm *child;
     enum vm_result r = next_name(f, name, why);
     if (r == VM_OK)
-        r = vm_make(&f->parent->config, name, f->image, &child, why);
+        r = vm_make(f->parent->config, name, f->image, &child, why);
     if (r != VM_OK)
         return r;
     f->children[f->made++] = child;
-    str_copy(child->config.name, sizeof(child->config.name), name);
     str_copy(child->forked_from, sizeof(child->forked_from), f->parent->name);
     child->reset_ns = time_ns();
     vm_platform()->pause(child, true);

@@ -93,7 +93,7 @@ static const struct dmm_space_ops space_ops = {.kick = vm_kick_for_flush};
 /* Empty, or inheriting from `image`, whose RAM is that of the same configuration. */
 static enum vm_result make_space(struct vm *vm, struct dmm_image *image, struct dmm_space **out, char *why)
 {
-    const struct config_vm *c = &vm->config;
+    const struct config_vm *c = vm->config;
     uint64_t low = load_low_ram_bytes(c->memory_bytes), high = load_high_ram_bytes(c->memory_bytes);
     struct dmm_space_config cfg = {
         .name = vm->name, .vm_id = vm->id, .pages = c->memory_bytes >> PAGE_SHIFT, .min_pages = c->min_bytes >> PAGE_SHIFT,
@@ -313,6 +313,48 @@ void vm_triple_fault(struct vcpu *v)
     vm->last_life_triple_faulted = true;
 }
 
+/* ---- configuration: shared by those who were forked, until somebody changes his ------------------------------------------------------- */
+
+struct shared_config { unsigned users; struct config_vm c; };
+
+static struct shared_config *shared_config_of(const struct config_vm *c) { return (struct shared_config *)container_of(c, struct shared_config, c); }
+
+/* NULL: no memory. */
+static const struct config_vm *config_copy(const struct config_vm *cfg)
+{
+    struct shared_config *s = kzalloc(sizeof(*s));
+    if (!s)
+        return NULL;
+    s->users = 1;
+    s->c = *cfg;
+    return &s->c;
+}
+
+static const struct config_vm *config_share(const struct config_vm *c)
+{
+    shared_config_of(c)->users++;
+    return c;
+}
+
+static void config_drop(const struct config_vm *c)
+{
+    if (c && --shared_config_of(c)->users == 0)
+        kfree(shared_config_of(c));
+}
+
+/* The VM's own, to be changed. NULL: no memory. */
+static struct config_vm *own_config(struct vm *vm)
+{
+    if (shared_config_of(vm->config)->users > 1) {
+        const struct config_vm *own = config_copy(vm->config);
+        if (!own)
+            return NULL;
+        config_drop(vm->config);
+        vm->config = own;
+    }
+    return &shared_config_of(vm->config)->c;
+}
+
 /* ---- create, destroy ------------------------------------------------------------------------------------------------------------------- */
 
 static void vcpu_destroy(struct vcpu *v)
@@ -352,6 +394,7 @@ void vm_unmake(struct vm *vm)
     vm_drop_snapshots(vm);
     if (vm->space)
         dmm_space_destroy(vm->space);
+    config_drop(vm->config);
     kfree(vm->vcpus);
     kfree(vm);
 }
@@ -404,8 +447,8 @@ static bool vcpu_start_thread(struct vcpu *v)
     snprintf(name, sizeof(name), "%.16s.%u", v->vm->name, v->id);
     thread_init(&v->thread, name, THREAD_PRIO_VCPU, vcpu_thread, v, stack, VCPU_STACK_BYTES);
     v->thread.priv = v;
-    if (!apply_scheduling(v, &v->vm->config))
-        panic("vm %s: affinity %s was checked, and is refused", v->vm->name, v->vm->config.affinity);
+    if (!apply_scheduling(v, v->vm->config))
+        panic("vm %s: affinity %s was checked, and is refused", v->vm->name, v->vm->config->affinity);
     thread_start(&v->thread);
     return true;
 }
@@ -463,24 +506,51 @@ static enum vm_result check_config(const struct config_vm *cfg, const char *name
     return VM_OK;
 }
 
-/* Commands are the only ones who allocate in the long run, and this is one: the difference is what the VM took. */
+static uint64_t late_bytes; /* list_lock: of all VMs that there have been */
+
+void vm_alloc_late(struct vm *vm, void **slot, size_t bytes)
+{
+    spin_lock(&list_lock);
+    void *p = *slot ? NULL : kzalloc(bytes);
+    if (p) {
+        late_bytes += bytes;
+        dmm_space_add_overhead(vm->space, bytes);
+        __atomic_store_n(slot, p, __ATOMIC_RELEASE);
+    }
+    spin_unlock(&list_lock);
+}
+
+/* Commands are the only ones who allocate in the long run, but for what is allocated late. */
+static uint64_t heap_of_commands(void)
+{
+    spin_lock(&list_lock);
+    uint64_t bytes = kheap_bytes_in_use() - late_bytes;
+    spin_unlock(&list_lock);
+    return bytes;
+}
+
+/* And this is a command: the difference is what the VM took. */
 static void account(struct vm *vm, uint64_t heap_before)
 {
     struct dmm_usage u;
     dmm_space_usage(vm->space, &u);
-    dmm_space_add_overhead(vm->space, kheap_bytes_in_use() - heap_before - u.heap_bytes + vm->vcpu_count * VCPU_STACK_BYTES);
+    dmm_space_add_overhead(vm->space, heap_of_commands() - heap_before - u.heap_bytes + vm->vcpu_count * VCPU_STACK_BYTES);
 }
 
 enum vm_result vm_make(const struct config_vm *cfg, const char *name, struct dmm_image *image, struct vm **out, char *why)
 {
-    uint64_t heap_before = kheap_bytes_in_use();
+    uint64_t heap_before = heap_of_commands();
     struct vm *vm = kzalloc(sizeof(*vm));
     if (!vm)
         return vm_refuse(why, VM_NO_MEMORY, "no memory for the VM's state");
     spin_init(&vm->lock, LOCK_RANK_VM, "vm");
     waitq_init(&vm->state_wait);
     snprintf(vm->name, sizeof(vm->name), "%s", name);
-    vm->config = *cfg;
+    vm->config = image ? config_share(cfg) : config_copy(cfg);
+    if (!vm->config) {
+        kfree(vm);
+        return vm_refuse(why, VM_NO_MEMORY, "no memory for the VM's state");
+    }
     vm->id = next_id++;
     vm->vcpu_count = cfg->vcpus;
     vm->exit_code = -1;
@@ -554,8 +624,8 @@ static enum vm_result start(struct vm *vm, char *why)
     vm->last_life_triple_faulted = false;
     vm->state = VM_RUNNING;
     spin_unlock(&vm->lock);
-    log_info("vm: %s starts: %lu MiB, %u vCPU%s, %s", vm->name, vm->config.memory_bytes >> 20, vm->vcpu_count, vm->vcpu_count > 1 ? "s" : "",
-             vm->config.kernel);
+    log_info("vm: %s starts: %lu MiB, %u vCPU%s, %s", vm->name, vm->config->memory_bytes >> 20, vm->vcpu_count, vm->vcpu_count > 1 ? "s" : "",
+             vm->config->kernel);
     vm_kick_all(vm);
     return VM_OK;
 }
@@ -605,11 +675,14 @@ static enum vm_result set_scheduling(struct vm *vm, const struct config_vm *cfg,
     enum vm_result r = check_affinity(cfg, vm->vcpu_count, why);
     if (r != VM_OK)
         return r;
+    struct config_vm *own = own_config(vm);
+    if (!own)
+        return vm_refuse(why, VM_NO_MEMORY, "no memory for a configuration of its own");
     for (unsigned n = 0; n < vm->vcpu_count; n++)
         apply_scheduling(vm->vcpus[n], cfg);
-    vm->config.cpu_weight = cfg->cpu_weight;
-    vm->config.cpu_cap = cfg->cpu_cap;
-    memcpy(vm->config.affinity, cfg->affinity, sizeof(vm->config.affinity));
+    own->cpu_weight = cfg->cpu_weight;
+    own->cpu_cap = cfg->cpu_cap;
+    memcpy(own->affinity, cfg->affinity, sizeof(own->affinity));
     return VM_OK;
 }
 

@@ -79,7 +79,7 @@ struct vdev_bus;               /* include/hv/vdev.h */
 struct vm {
     uint32_t id;               /* (c) never reused */
     char name[CONFIG_NAME_MAX];/* (c) */
-    struct config_vm config;   /* (c) */
+    const struct config_vm *config; /* (c) pointer; forks share it, and it changes only by a command (vm.c) */
     struct spinlock lock;      /* LOCK_RANK_VM */
     volatile enum vm_state state; /* (l) writers, (a) readers */
     char stop_reason[160];     /* (l) "guest powered off", "triple fault at rip=...", ... */
@@ -140,6 +140,9 @@ const char *vcpu_state_name(enum vcpu_state s);
 /* From vCPU threads and device models (any context but interrupt): ask for the end of the VM. First reason wins. */
 void vm_request_stop(struct vm *vm, int exit_code, const char *fmt, ...) PRINTF_LIKE(3, 4);
 void vm_request_reset(struct vm *vm, const char *why);
+/* Memory of a VM that not every VM needs, and that is its overhead from then on: *slot, unless another vCPU was faster; NULL still: there is
+ * none. In whole pages. vCPU threads. */
+void vm_alloc_late(struct vm *vm, void **slot, size_t bytes);
 /* Set once at boot by core/main.c. */
 void vm_init(const struct hvm_ops *ops, const struct boot_info *bi);
 const struct hvm_ops *hvm(void);

@@ -558,7 +558,8 @@ static void send_ipi(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(msr_values), cmocka_unit_test(memory_short), cmocka_unit_test(pins_are_balanced), cmocka_unit_test(steal_in_a_copy), cmocka_unit_test(steal_record),
+        cmocka_unit_test(msr_values), cmocka_unit_test(memory_short), cmocka_unit_test(pins_are_balanced),
+        cmocka_unit_test(steal_in_a_copy), cmocka_unit_test(steal_record),
         cmocka_unit_test(eoi_in_lockstep), cmocka_unit_test(eoi_abused), cmocka_unit_test(kicks_and_yields), cmocka_unit_test(send_ipi),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -7,6 +7,7 @@
  */
 #include "svm/svm.h"
 
+#include "lib/string.h"
 #include "x86/cpu.h"
 #include "x86/idt.h"
 
@@ -113,4 +114,39 @@ void svm_inject_exited_slow(struct vcpu *v)
     } else if (s->iret_seen && s->vmcb->s.rip != s->iret_rip) {
         s->nmi_masked = s->iret_seen = false;
     }
+}
+
+/* ---- a vCPU's copy ------------------------------------------------------------------------------------------------------- */
+
+/* EXITINTINFO is no part of it: what there was to take from it is in EVENTINJ since the exit. CPL is SS's DPL, but the VMCB has it apart. */
+struct svm_saved { uint64_t event_inj, interrupt_shadow, iret_rip; uint8_t cpl; bool nmi_masked, iret_seen; };
+_Static_assert(sizeof(struct svm_saved) <= HVM_SAVED_BYTES, "struct hvm_saved");
+
+void svm_save(struct vcpu *v, struct hvm_saved *out)
+{
+    const struct svm_vcpu *s = svm_of(v);
+    const struct svm_saved saved = {
+        .event_inj = s->vmcb->c.event_inj, .interrupt_shadow = s->vmcb->c.interrupt_shadow, .iret_rip = s->iret_rip, .cpl = s->vmcb->s.cpl,
+        .nmi_masked = s->nmi_masked, .iret_seen = s->iret_seen,
+    };
+    memcpy(out->bytes, &saved, sizeof(saved));
+}
+
+void svm_load(struct vcpu *v, const struct hvm_saved *in)
+{
+    struct svm_vcpu *s = svm_of(v);
+    struct vmcb_control *c = &s->vmcb->c;
+    struct svm_saved saved;
+    memcpy(&saved, in->bytes, sizeof(saved));
+    c->event_inj = saved.event_inj;
+    c->exit_int_info = 0;
+    c->interrupt_shadow = saved.interrupt_shadow;
+    s->vmcb->s.cpl = saved.cpl;
+    s->nmi_masked = saved.nmi_masked;
+    s->iret_seen = saved.iret_seen;
+    s->iret_rip = saved.iret_rip;
+    svm_request_irq_window(v, false);
+    uint32_t iret = SVM_MISC1(SVM_EXIT_IRET);
+    c->misc1 = saved.nmi_masked && !saved.iret_seen ? c->misc1 | iret : c->misc1 & ~iret;
+    s->clean = 0;
 }

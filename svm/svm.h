@@ -79,6 +79,8 @@ void svm_request_irq_window(struct vcpu *v, bool on);
 bool svm_nmi_blocked(struct vcpu *v);
 void svm_request_nmi_window(struct vcpu *v, bool on);
 void svm_clear_interrupt_shadow(struct vcpu *v);
+void svm_save(struct vcpu *v, struct hvm_saved *out);
+void svm_load(struct vcpu *v, const struct hvm_saved *in);
 /* Just before an entry and just after an exit; the latter's rare cases. */
 void svm_inject_entering(struct vcpu *v);
 void svm_inject_exited_slow(struct vcpu *v);

@@ -73,8 +73,8 @@ static void end(struct writer *w, size_t at)
 
 /* ---- DSDT ----------------------------------------------------------------------------------------------------------- */
 
-enum { AML_ZERO = 0x00, AML_NAME = 0x08, AML_BYTE = 0x0a, AML_DWORD = 0x0c, AML_SCOPE = 0x10, AML_BUFFER = 0x11, AML_PACKAGE = 0x12, AML_EXT = 0x5b,
-    AML_DEVICE = 0x82 };
+enum { AML_ZERO = 0x00, AML_NAME = 0x08, AML_BYTE = 0x0a, AML_DWORD = 0x0c, AML_STRING = 0x0d, AML_SCOPE = 0x10, AML_BUFFER = 0x11, AML_PACKAGE = 0x12,
+    AML_METHOD = 0x14, AML_EXT = 0x5b, AML_DEVICE = 0x82, AML_NOTIFY = 0x86 };
 
 static size_t pkg_begin(struct writer *w) { size_t at = w->used; put16(w, 0); return at; }
 
@@ -92,6 +92,18 @@ static void pkg_end(struct writer *w, size_t at)
 static void aml_name(struct writer *w, const char *name) { put8(w, AML_NAME); put_bytes(w, name, 4); }
 static void aml_byte(struct writer *w, uint8_t v) { put8(w, AML_BYTE); put8(w, v); }
 
+static void aml_dword(struct writer *w, uint32_t v) { put8(w, AML_DWORD); put32(w, v); }
+static void aml_string(struct writer *w, const char *s) { put8(w, AML_STRING); put_bytes(w, s, strlen(s) + 1); }
+
+static size_t aml_device_begin(struct writer *w, const char *name)
+{
+    put8(w, AML_EXT);
+    put8(w, AML_DEVICE);
+    size_t dev = pkg_begin(w);
+    put_bytes(w, name, 4);
+    return dev;
+}
+
 static uint32_t eisa_id(const char *s) /* "PNP0501" */
 {
     uint32_t hex = 0;
@@ -104,13 +116,9 @@ static uint32_t eisa_id(const char *s) /* "PNP0501" */
 /* A device with one port range and one interrupt. */
 static void aml_isa_device(struct writer *w, const char *name, const char *id, uint16_t port, uint8_t count, unsigned irq)
 {
-    put8(w, AML_EXT);
-    put8(w, AML_DEVICE);
-    size_t dev = pkg_begin(w);
-    put_bytes(w, name, 4);
+    size_t dev = aml_device_begin(w, name);
     aml_name(w, "_HID");
-    put8(w, AML_DWORD);
-    put32(w, eisa_id(id));
+    aml_dword(w, eisa_id(id));
     aml_name(w, "_UID");
     put8(w, AML_ZERO);
     aml_name(w, "_STA");
@@ -123,6 +131,57 @@ static void aml_isa_device(struct writer *w, const char *name, const char *id, u
     put8(w, 0x22), put16(w, (uint16_t)(1u << irq));                                      /* IRQ, edge, high */
     put8(w, 0x79), put8(w, 0);                                                           /* end */
     pkg_end(w, buf);
+    pkg_end(w, dev);
+}
+
+/* Microsoft's "Virtual Machine Generation ID": where it is. Its compatible name there is longer than ACPI's; Linux knows the short one too. */
+static void aml_generation_id(struct writer *w)
+{
+    size_t dev = aml_device_begin(w, "VGEN");
+    aml_name(w, "_HID");
+    aml_string(w, "PLMP0001");
+    aml_name(w, "_CID");
+    put8(w, AML_PACKAGE);
+    size_t cid = pkg_begin(w);
+    put8(w, 2);
+    aml_string(w, "VMGENCTR");
+    aml_string(w, "VM_Gen_Counter");
+    pkg_end(w, cid);
+    aml_name(w, "_DDN");
+    aml_string(w, "VM_Gen_Counter");
+    aml_name(w, "ADDR");
+    put8(w, AML_PACKAGE);
+    size_t addr = pkg_begin(w);
+    put8(w, 2);
+    aml_dword(w, GUEST_ACPI_GPA + GUEST_GENID_OFFSET);
+    put8(w, AML_ZERO);
+    pkg_end(w, addr);
+    pkg_end(w, dev);
+}
+
+/* A Generic Event Device (ACPI 6.4, 5.6.9), the event of which is a new generation id: an edge, so there is nothing to acknowledge. */
+static void aml_event_device(struct writer *w)
+{
+    size_t dev = aml_device_begin(w, "GED0");
+    aml_name(w, "_HID");
+    aml_string(w, "ACPI0013");
+    aml_name(w, "_UID");
+    put8(w, AML_ZERO);
+    aml_name(w, "_CRS");
+    put8(w, AML_BUFFER);
+    size_t buf = pkg_begin(w);
+    aml_byte(w, 9 + 2);
+    put8(w, 0x89), put16(w, 6), put8(w, 3), put8(w, 1), put32(w, GUEST_GENID_PIN); /* extended interrupt: consumer, edge, high */
+    put8(w, 0x79), put8(w, 0);                                                      /* end */
+    pkg_end(w, buf);
+    put8(w, AML_METHOD);
+    size_t method = pkg_begin(w);
+    put_bytes(w, "_EVT", 4);
+    put8(w, 1 | 1 << 3); /* one argument, serialized */
+    put8(w, AML_NOTIFY);
+    put_bytes(w, "VGEN", 4);
+    aml_byte(w, 0x80);
+    pkg_end(w, method);
     pkg_end(w, dev);
 }
 
@@ -140,6 +199,8 @@ static size_t build_dsdt(struct writer *w)
     put_bytes(w, "\\_SB_", 5);
     aml_isa_device(w, "COM1", "PNP0501", 0x3f8, 8, 4);
     aml_isa_device(w, "RTC0", "PNP0B00", 0x70, 2, 8);
+    aml_generation_id(w);
+    aml_event_device(w);
     pkg_end(w, scope);
     end(w, at);
     return at;
@@ -215,7 +276,7 @@ static size_t build_madt(struct writer *w, unsigned vcpus)
 size_t acpi_tables_build(uint8_t *buf, size_t size, unsigned vcpus)
 {
     struct writer w = {.buf = buf, .size = MIN(size, (size_t)GUEST_ACPI_SIZE)};
-    put(&w, 0, 36); /* the RSDP, when the rest is known */
+    put(&w, 0, GUEST_GENID_OFFSET + GUEST_GENID_BYTES); /* the RSDP, when the rest is known; the generation id is the platform's */
     size_t dsdt = build_dsdt(&w), facs = build_facs(&w);
     size_t fadt = build_fadt(&w, facs, dsdt), madt = build_madt(&w, vcpus), xsdt = begin(&w, "XSDT", 1);
     put64(&w, gpa_of(fadt)), put64(&w, gpa_of(madt));

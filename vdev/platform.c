@@ -7,6 +7,7 @@
  */
 #include "vdev/platform.h"
 
+#include "core/log.h"
 #include "core/time.h"
 #include "lib/string.h"
 #include "mm/mm.h"
@@ -62,6 +63,14 @@ void vtimer_fini(struct vtimer *t)
     list_del(&t->node);
 }
 
+void vtimer_save(const struct vtimer *t, struct vtimer_saved *out) { *out = (struct vtimer_saved){.due_ns = t->due_ns, .active = t->active}; }
+
+void vtimer_load(struct vtimer *t, const struct vtimer_saved *in)
+{
+    t->due_ns = in->due_ns;
+    t->active = in->active;
+}
+
 uint64_t vtimer_next_ns(uint64_t due_ns, uint64_t period_ns, uint64_t now_ns)
 {
     uint64_t next = due_ns + period_ns;
@@ -114,21 +123,21 @@ static void devices_reset(struct platform *p)
 
 static bool attach(struct platform *p)
 {
-    const struct { uint16_t first, count; vdev_pio_fn *fn; void *dev; const char *name; } ports[] = {
-        {0x020, 2, vpic_pio, p, "pic"}, {0x0a0, 2, vpic_pio, p, "pic"}, {0x4d0, 2, vpic_pio, p, "elcr"},
-        {0x040, 4, vpit_pio, &p->pit, "pit"}, {0x061, 1, vpit_port61_pio, &p->pit, "port61"},
-        {0x060, 1, vreset_8042_pio, &p->reset, "8042"}, {0x064, 1, vreset_8042_pio, &p->reset, "8042"},
-        {0x070, 2, vrtc_pio, &p->rtc, "rtc"}, {0x092, 1, vreset_port92_pio, &p->reset, "port92"},
-        {0x3f8, 8, vuart_pio, &p->uart, "com1"}, {0xcf8, 8, vreset_pci_pio, &p->reset, "pci"},
-        {GUEST_PM1_EVENT_PORT, 12, vpm_pio, &p->pm, "acpi-pm"},
+    const struct { uint16_t first, count; vdev_pio_fn *fn; void *dev; } ports[] = {
+        {0x020, 2, vpic_pio, p}, {0x0a0, 2, vpic_pio, p}, {0x4d0, 2, vpic_pio, p},
+        {0x040, 4, vpit_pio, &p->pit}, {0x061, 1, vpit_port61_pio, &p->pit},
+        {0x060, 1, vreset_8042_pio, &p->reset}, {0x064, 1, vreset_8042_pio, &p->reset},
+        {0x070, 2, vrtc_pio, &p->rtc}, {0x092, 1, vreset_port92_pio, &p->reset},
+        {0x3f8, 8, vuart_pio, &p->uart}, {0xcf8, 8, vreset_pci_pio, &p->reset},
+        {GUEST_PM1_EVENT_PORT, 12, vpm_pio, &p->pm},
     };
     for (unsigned n = 0; n < ARRAY_SIZE(ports); n++)
-        if (!vdev_bus_add_pio(p->vm->bus, ports[n].first, ports[n].count, ports[n].fn, ports[n].dev, ports[n].name))
+        if (!vdev_bus_add_pio(p->vm->bus, ports[n].first, ports[n].count, ports[n].fn, ports[n].dev))
             return false;
-    if (p->vm->config.debug_exit && !vdev_bus_add_pio(p->vm->bus, 0xf4, 1, vdebugexit_pio, p, "debug-exit"))
+    if (p->vm->config->debug_exit && !vdev_bus_add_pio(p->vm->bus, 0xf4, 1, vdebugexit_pio, p))
         return false;
-    return vdev_bus_add_mmio(p->vm->bus, GUEST_LAPIC_GPA, PAGE_SIZE, vlapic_mmio, p, "lapic") &&
-           vdev_bus_add_mmio(p->vm->bus, GUEST_IOAPIC_GPA, PAGE_SIZE, vioapic_mmio, p, "ioapic");
+    return vdev_bus_add_mmio(p->vm->bus, GUEST_LAPIC_GPA, PAGE_SIZE, vlapic_mmio, p) &&
+           vdev_bus_add_mmio(p->vm->bus, GUEST_IOAPIC_GPA, PAGE_SIZE, vioapic_mmio, p);
 }
 
 static void platform_destroy(struct vm *vm)
@@ -159,11 +168,7 @@ static bool platform_create(struct vm *vm, char *why)
     spin_init(&p->reset.dev_lock, LOCK_RANK_VDEV, "vreset");
     vpit_init(&p->pit, p);
     vrtc_init(&p->rtc, p);
-    if (!vuart_init(&p->uart, p)) {
-        snprintf(why, 160, "%s: no memory for the console ring (%u bytes)", vm->name, VUART_RING_BYTES);
-        platform_destroy(vm);
-        return false;
-    }
+    vuart_init(&p->uart, p);
     devices_reset(p);
     if (!attach(p)) {
         snprintf(why, 160, "%s: the device bus is full or ranges overlap", vm->name);
@@ -227,15 +232,60 @@ static uint64_t platform_write_tables(struct vm *vm)
     enum { BUF_BYTES = 8192 };
     uint8_t *buf = kzalloc(BUF_BYTES);
     size_t used = buf ? acpi_tables_build(buf, BUF_BYTES, vm->vcpu_count) : 0;
+    if (used)
+        vgenid_make(buf + GUEST_GENID_OFFSET);
     bool ok = used && dmm_write_guest(vm->space, GUEST_ACPI_GPA, buf, used) == DMM_FAULT_RETRY;
     kfree(buf);
     return ok ? GUEST_ACPI_GPA : 0;
 }
 
+/* ---- copies --------------------------------------------------------------------------------------------------------- */
+
+static void platform_save(struct vm *vm, void *out)
+{
+    struct platform *p = vm->platform;
+    struct platform_saved *s = out;
+    debug_assert(p->paused);
+    s->now_ns = platform_now_ns(p);
+    s->lowest_next = p->lowest_next;
+    uint64_t flags = spin_lock_irqsave(&p->irq_lock);
+    s->pic = p->pic;
+    s->ioapic = p->ioapic;
+    spin_unlock_irqrestore(&p->irq_lock, flags);
+    vpit_save(&p->pit, &s->pit);
+    vrtc_save(&p->rtc, &s->rtc);
+    vuart_save(&p->uart, &s->uart);
+    vpm_save(&p->pm, &s->pm);
+    vreset_save(&p->reset, &s->reset);
+}
+
+static void platform_load(struct vm *vm, const void *in)
+{
+    struct platform *p = vm->platform;
+    const struct platform_saved *s = in;
+    debug_assert(p->paused);
+    p->time_offset_ns = p->paused_at_ns - s->now_ns;
+    p->lowest_next = s->lowest_next;
+    uint64_t flags = spin_lock_irqsave(&p->irq_lock);
+    p->pic = s->pic;
+    p->ioapic = s->ioapic;
+    spin_unlock_irqrestore(&p->irq_lock, flags);
+    vpit_load(&p->pit, &s->pit);
+    vrtc_load(&p->rtc, &s->rtc);
+    vuart_load(&p->uart, &s->uart);
+    vpm_load(&p->pm, &s->pm);
+    vreset_load(&p->reset, &s->reset);
+}
+
+static void platform_vcpu_save(struct vcpu *v, void *out) { vlapic_save(v->vlapic, out); }
+static void platform_vcpu_load(struct vcpu *v, const void *in) { vlapic_load(v->vlapic, in); }
+
 const struct vm_platform_ops vdev_platform_ops = {
     .create = platform_create, .destroy = platform_destroy, .reset = platform_reset, .pause = platform_pause,
     .vcpu_create = platform_vcpu_create, .vcpu_destroy = platform_vcpu_destroy, .vcpu_reset = platform_vcpu_reset,
-    .write_firmware_tables = platform_write_tables, .rdmsr = vlapic_rdmsr, .wrmsr = vlapic_wrmsr,
+    .saved_bytes = sizeof(struct platform_saved), .vcpu_saved_bytes = sizeof(struct vlapic_saved),
+    .save = platform_save, .load = platform_load, .vcpu_save = platform_vcpu_save, .vcpu_load = platform_vcpu_load,
+    .change_generation = vgenid_change, .write_firmware_tables = platform_write_tables, .rdmsr = vlapic_rdmsr, .wrmsr = vlapic_wrmsr,
     .irq = {.pending = vlapic_pending, .accept = vlapic_accept, .has_any = vlapic_has_any,
             .tpr_changed = vlapic_tpr_changed, .get_cr8 = vlapic_get_cr8, .set_pv_eoi = vlapic_set_pv_eoi, .post = vlapic_post},
 };

@@ -4,6 +4,11 @@
  * Locks: `dev_lock` of each device (LOCK_RANK_VDEV) protects its registers; devices raise lines while they hold it, which takes
  * `irq_lock` (LOCK_RANK_VIRQ: PIC pair and I/O APIC), which ends in an atomic set of an IRR bit and vcpu_kick(). Both are
  * taken irqsave because timers fire in interrupt context. A local APIC has no lock: see vlapic.c.
+ *
+ * Each device has a struct of what a copy of the VM must have to behave as the original (X_saved), and a pair X_save() and X_load(). They are
+ * called while the platform is paused and all vCPUs are parked: then nothing moves, and due times of timers can be copied as they are
+ * because they are on the platform's clock, which goes on in the copy where it stood. What is the user's and not the guest's (console
+ * output) is not in them. The structs never leave the hypervisor, so a load checks nothing.
  */
 #ifndef HV_VDEV_PLATFORM_H
 #define HV_VDEV_PLATFORM_H
@@ -27,6 +32,10 @@ extern const struct vm_platform_ops vdev_platform_ops;
 #define GUEST_PM_TIMER_PORT 0x608
 #define GUEST_S5_SLP_TYP 5
 #define GUEST_SCI_IRQ 9
+/* The generation id: 16 bytes behind the RSDP, and the I/O APIC pin that tells of a new one (vgenid.c). */
+#define GUEST_GENID_OFFSET 0x40u
+#define GUEST_GENID_BYTES 16u
+#define GUEST_GENID_PIN 16
 
 /* ---- virtual time ------------------------------------------------------------------------------------------------- */
 
@@ -51,6 +60,9 @@ void vtimer_cancel(struct vtimer *t); /* waits for a running callback: no lock t
 /* In the callback: true once per expiry, and the timer is inactive then. */
 bool vtimer_expired(struct vtimer *t);
 void vtimer_fini(struct vtimer *t);
+struct vtimer_saved { uint64_t due_ns; bool active; };
+void vtimer_save(const struct vtimer *t, struct vtimer_saved *out);
+void vtimer_load(struct vtimer *t, const struct vtimer_saved *in); /* the end of the pause arms it */
 /* The due time after `due` of a periodic timer; missed periods are skipped, not made up for. */
 uint64_t vtimer_next_ns(uint64_t due_ns, uint64_t period_ns, uint64_t now_ns);
 uint64_t ns_to_ticks(uint64_t ns, uint64_t hz);
@@ -77,6 +89,14 @@ struct vlapic {
     uint64_t period_ns;
     struct vtimer timer;
 };
+struct vlapic_saved {
+    uint64_t irr[4], tmr[4], isr[4], base_msr, icr, tsc_deadline, period_ns;
+    uint32_t tpr, ldr, dfr, svr, esr, esr_pending, lvt[LVT_COUNT], initial_count, divide_config;
+    struct vtimer_saved timer;
+};
+/* The paravirtual EOI's word has been taken away before. */
+void vlapic_save(const struct vlapic *l, struct vlapic_saved *out);
+void vlapic_load(struct vlapic *l, const struct vlapic_saved *in);
 struct vlapic *vlapic_create(struct platform *p, struct vcpu *v);
 void vlapic_destroy(struct vlapic *l);
 void vlapic_reset(struct vlapic *l, bool power_on); /* INIT keeps the APIC base MSR */
@@ -127,13 +147,19 @@ struct vpit_channel {
     bool armed;          /* modes 1 and 5: a trigger came */
 };
 struct vpit { struct platform *platform; struct spinlock dev_lock; struct vpit_channel ch[3]; struct vtimer timer; uint8_t port61; };
+struct vpit_saved { struct vpit_channel ch[3]; struct vtimer_saved timer; uint8_t port61; };
 void vpit_init(struct vpit *d, struct platform *p);
+void vpit_save(struct vpit *d, struct vpit_saved *out);
+void vpit_load(struct vpit *d, const struct vpit_saved *in);
 void vpit_reset(struct vpit *d);
 vdev_pio_fn vpit_pio, vpit_port61_pio;
 
 struct vrtc { struct platform *platform; struct spinlock dev_lock; uint8_t index, cmos[128]; int64_t offset_s /* guest's time - wall clock */;
     struct vtimer periodic, second; };
+struct vrtc_saved { uint8_t index, cmos[128]; int64_t offset_s; struct vtimer_saved periodic, second; };
 void vrtc_init(struct vrtc *d, struct platform *p);
+void vrtc_save(struct vrtc *d, struct vrtc_saved *out);
+void vrtc_load(struct vrtc *d, const struct vrtc_saved *in);
 void vrtc_reset(struct vrtc *d);
 vdev_pio_fn vrtc_pio;
 
@@ -148,24 +174,43 @@ struct vuart {
     uint32_t input_head, input_tail;      /* free-running */
     uint32_t ring_head, ring_tail;        /* free-running; head - tail <= VUART_RING_BYTES */
     uint64_t dropped;
-    char *ring;
+    char *ring;                           /* (a) NULL until the guest first prints */
     struct waitq output_wait, *watcher;
 };
-bool vuart_init(struct vuart *d, struct platform *p);
+struct vuart_saved {
+    uint8_t ier, lcr, mcr, msr_delta, scr, dll, dlm, fcr, lsr_errors;
+    bool thre_pending, line;
+    uint32_t input_count;
+    uint8_t input[VUART_INPUT_BYTES];
+};
+void vuart_save(struct vuart *d, struct vuart_saved *out);
+void vuart_load(struct vuart *d, const struct vuart_saved *in); /* the output ring stays what it is */
+void vuart_init(struct vuart *d, struct platform *p);
 void vuart_fini(struct vuart *d);
 void vuart_reset(struct vuart *d);
 vdev_pio_fn vuart_pio;
 
 struct vpm { struct spinlock dev_lock; uint16_t status, enable, control; };
+struct vpm_saved { uint16_t status, enable, control; };
 void vpm_reset(struct vpm *d);
+void vpm_save(struct vpm *d, struct vpm_saved *out);
+void vpm_load(struct vpm *d, const struct vpm_saved *in);
 vdev_pio_fn vpm_pio;
 
 struct vreset { struct spinlock dev_lock; uint8_t port92, cf9, kbd_command; };
+struct vreset_saved { uint8_t port92, cf9, kbd_command; };
 void vreset_reset(struct vreset *d);
+void vreset_save(struct vreset *d, struct vreset_saved *out);
+void vreset_load(struct vreset *d, const struct vreset_saved *in);
 vdev_pio_fn vreset_port92_pio, vreset_8042_pio, vreset_pci_pio, vdebugexit_pio;
 
-/* Builds RSDP (at offset 0), XSDT, FADT, FACS, MADT, DSDT as they stand at GUEST_ACPI_GPA. Returns bytes used, 0: does not fit. */
+/* Builds RSDP (at offset 0), XSDT, FADT, FACS, MADT, DSDT as they stand at GUEST_ACPI_GPA, with an empty generation id at
+ * GUEST_GENID_OFFSET. Returns bytes used, 0: does not fit. */
 size_t acpi_tables_build(uint8_t *buf, size_t size, unsigned vcpus);
+
+/* vgenid.c: an id that no VM has had. */
+void vgenid_make(uint8_t id[GUEST_GENID_BYTES]);
+bool vgenid_change(struct vm *vm);
 
 /* ---- the VM's platform ------------------------------------------------------------------------------------------ */
 
@@ -184,6 +229,18 @@ struct platform {
     struct vuart uart;
     struct vpm pm;
     struct vreset reset;
+};
+/* PIC, I/O APIC: as they are, they hold nothing but registers. */
+struct platform_saved {
+    uint64_t now_ns;
+    unsigned lowest_next;
+    struct vpic pic;
+    struct vioapic ioapic;
+    struct vpit_saved pit;
+    struct vrtc_saved rtc;
+    struct vuart_saved uart;
+    struct vpm_saved pm;
+    struct vreset_saved reset;
 };
 uint64_t platform_now_ns(const struct platform *p);
 /* An ISA interrupt line changes: PIC input and I/O APIC pin (IRQ 0 is pin 2). Any context; takes irq_lock. */

@@ -16,6 +16,7 @@
  */
 #include "vdev/platform.h"
 
+#include "core/log.h"
 #include "core/time.h"
 #include "lib/string.h"
 #include "mm/mm.h"
@@ -605,6 +606,38 @@ void vlapic_reset(struct vlapic *l, bool power_on)
         l->lvt[LVT_LINT0] = APIC_EXTINT << 8;
         l->lvt[LVT_LINT1] = APIC_NMI << 8;
     }
+    l->from_pic = false;
+    look_again(l);
+}
+
+/* One list for both directions. The timer is apart; `look` and from_pic are found anew. */
+#define SAVED(S)                                                                                           \
+    S(base_msr) S(icr) S(tsc_deadline) S(period_ns) S(tpr) S(ldr) S(dfr) S(svr) S(esr) S(esr_pending) S(initial_count) S(divide_config)
+
+void vlapic_save(const struct vlapic *l, struct vlapic_saved *out)
+{
+    debug_assert(!l->pv_eoi && !l->pv_eoi_offered);
+#define S(field) out->field = l->field;
+    SAVED(S)
+#undef S
+    memcpy(out->irr, l->irr, sizeof(out->irr));
+    memcpy(out->tmr, l->tmr, sizeof(out->tmr));
+    memcpy(out->isr, l->isr, sizeof(out->isr));
+    memcpy(out->lvt, l->lvt, sizeof(out->lvt));
+    vtimer_save(&l->timer, &out->timer);
+}
+
+void vlapic_load(struct vlapic *l, const struct vlapic_saved *in)
+{
+    debug_assert(!l->pv_eoi && !l->pv_eoi_offered);
+#define S(field) l->field = in->field;
+    SAVED(S)
+#undef S
+    memcpy(l->irr, in->irr, sizeof(l->irr));
+    memcpy(l->tmr, in->tmr, sizeof(l->tmr));
+    memcpy(l->isr, in->isr, sizeof(l->isr));
+    memcpy(l->lvt, in->lvt, sizeof(l->lvt));
+    vtimer_load(&l->timer, &in->timer);
     l->from_pic = false;
     look_again(l);
 }

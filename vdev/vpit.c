@@ -241,6 +241,24 @@ void vpit_reset(struct vpit *d)
     spin_unlock_irqrestore(&d->dev_lock, flags);
 }
 
+void vpit_save(struct vpit *d, struct vpit_saved *out)
+{
+    uint64_t flags = spin_lock_irqsave(&d->dev_lock);
+    memcpy(out->ch, d->ch, sizeof(out->ch));
+    out->port61 = d->port61;
+    vtimer_save(&d->timer, &out->timer);
+    spin_unlock_irqrestore(&d->dev_lock, flags);
+}
+
+void vpit_load(struct vpit *d, const struct vpit_saved *in)
+{
+    uint64_t flags = spin_lock_irqsave(&d->dev_lock);
+    memcpy(d->ch, in->ch, sizeof(d->ch));
+    d->port61 = in->port61;
+    vtimer_load(&d->timer, &in->timer);
+    spin_unlock_irqrestore(&d->dev_lock, flags);
+}
+
 void vpit_init(struct vpit *d, struct platform *p)
 {
     d->platform = p;

@@ -16,6 +16,22 @@ void vpm_reset(struct vpm *d)
     spin_unlock_irqrestore(&d->dev_lock, flags);
 }
 
+void vpm_save(struct vpm *d, struct vpm_saved *out)
+{
+    uint64_t flags = spin_lock_irqsave(&d->dev_lock);
+    *out = (struct vpm_saved){.status = d->status, .enable = d->enable, .control = d->control};
+    spin_unlock_irqrestore(&d->dev_lock, flags);
+}
+
+void vpm_load(struct vpm *d, const struct vpm_saved *in)
+{
+    uint64_t flags = spin_lock_irqsave(&d->dev_lock);
+    d->status = in->status;
+    d->enable = in->enable;
+    d->control = in->control;
+    spin_unlock_irqrestore(&d->dev_lock, flags);
+}
+
 static uint16_t *reg_at(struct vpm *d, uint16_t port)
 {
     switch (port & ~1u) {

@@ -14,6 +14,22 @@ void vreset_reset(struct vreset *d)
     spin_unlock_irqrestore(&d->dev_lock, flags);
 }
 
+void vreset_save(struct vreset *d, struct vreset_saved *out)
+{
+    uint64_t flags = spin_lock_irqsave(&d->dev_lock);
+    *out = (struct vreset_saved){.port92 = d->port92, .cf9 = d->cf9, .kbd_command = d->kbd_command};
+    spin_unlock_irqrestore(&d->dev_lock, flags);
+}
+
+void vreset_load(struct vreset *d, const struct vreset_saved *in)
+{
+    uint64_t flags = spin_lock_irqsave(&d->dev_lock);
+    d->port92 = in->port92;
+    d->cf9 = in->cf9;
+    d->kbd_command = in->kbd_command;
+    spin_unlock_irqrestore(&d->dev_lock, flags);
+}
+
 static void set_all_ones(unsigned size, uint32_t *val) { *val = size >= 4 ? 0xffffffffu : (1u << 8 * size) - 1; }
 
 void vreset_port92_pio(struct vcpu *v, void *dev, uint16_t port, unsigned size, bool in, uint32_t *val)

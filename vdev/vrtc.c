@@ -216,7 +216,7 @@ void vrtc_pio(struct vcpu *v, void *dev, uint16_t port, unsigned size, bool in, 
  * 5Bh-5Dh 64 KiB above 4 GiB. */
 static void memory_size(struct vrtc *d)
 {
-    uint64_t bytes = d->platform->vm->config.memory_bytes, low = MIN(bytes, GIB(3)), high = bytes - low;
+    uint64_t bytes = d->platform->vm->config->memory_bytes, low = MIN(bytes, GIB(3)), high = bytes - low;
     uint64_t ext = low > MIB(1) ? MIN((low - MIB(1)) >> 10, 0xffffu) : 0, above16 = low > MIB(16) ? MIN((low - MIB(16)) >> 16, 0xffffu) : 0;
     const uint64_t values[][2] = {{0x15, 640}, {0x17, ext}, {0x30, ext}, {0x34, above16}, {0x5b, high >> 16}};
     for (unsigned n = 0; n < ARRAY_SIZE(values); n++) {
@@ -238,6 +238,29 @@ void vrtc_reset(struct vrtc *d)
     d->index = 0;
     memory_size(d);
     platform_set_isa_irq(d->platform, 8, false);
+    spin_unlock_irqrestore(&d->dev_lock, flags);
+}
+
+/* The time is the wall clock's and goes on while a copy waits, as it would behind a battery. */
+void vrtc_save(struct vrtc *d, struct vrtc_saved *out)
+{
+    uint64_t flags = spin_lock_irqsave(&d->dev_lock);
+    out->index = d->index;
+    out->offset_s = d->offset_s;
+    memcpy(out->cmos, d->cmos, sizeof(out->cmos));
+    vtimer_save(&d->periodic, &out->periodic);
+    vtimer_save(&d->second, &out->second);
+    spin_unlock_irqrestore(&d->dev_lock, flags);
+}
+
+void vrtc_load(struct vrtc *d, const struct vrtc_saved *in)
+{
+    uint64_t flags = spin_lock_irqsave(&d->dev_lock);
+    d->index = in->index;
+    d->offset_s = in->offset_s;
+    memcpy(d->cmos, in->cmos, sizeof(d->cmos));
+    vtimer_load(&d->periodic, &in->periodic);
+    vtimer_load(&d->second, &in->second);
     spin_unlock_irqrestore(&d->dev_lock, flags);
 }
 

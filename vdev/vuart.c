@@ -1,7 +1,8 @@
 /*
  * 16550A at COM1 (National PC16550D data sheet). The transmitter is infinitely fast: a byte written is in the console ring at once, and
  * THRE is always set; the THRE *interrupt* is an event that a write or enabling it makes and reading IIR takes away. When
- * nobody reads the ring its oldest bytes are dropped and counted: what a user wants to see on attach is the end.
+ * nobody reads the ring its oldest bytes are dropped and counted: what a user wants to see on attach is the end. The ring is made when the guest
+ * first prints: most of what a fork that computes in silence would cost.
  */
 #include "vdev/platform.h"
 
@@ -57,6 +58,10 @@ static void transmit(struct vuart *d, uint8_t byte)
     if (d->mcr & MCR_LOOP) {
         if (!input_put(d, byte))
             d->lsr_errors |= LSR_OVERRUN;
+        return;
+    }
+    if (!d->ring) {
+        d->dropped++;
         return;
     }
     bool was_empty = d->ring_head == d->ring_tail;
@@ -173,7 +178,9 @@ static uint8_t uart_byte(void *dev, uint16_t port, bool in, uint8_t val)
 
 void vuart_pio(struct vcpu *v, void *dev, uint16_t port, unsigned size, bool in, uint32_t *val)
 {
-    (void)v;
+    struct vuart *d = dev;
+    if (unlikely(!d->ring) && !in && port == 0x3f8)
+        vm_alloc_late(v->vm, (void **)&d->ring, VUART_RING_BYTES); /* out of memory: what is printed now is lost, and counted */
     pio_bytewise(dev, port, size, in, val, uart_byte);
 }
 
@@ -189,13 +196,35 @@ void vuart_reset(struct vuart *d)
     spin_unlock_irqrestore(&d->dev_lock, flags);
 }
 
-bool vuart_init(struct vuart *d, struct platform *p)
+void vuart_save(struct vuart *d, struct vuart_saved *out)
+{
+    uint64_t flags = spin_lock_irqsave(&d->dev_lock);
+    *out = (struct vuart_saved){.ier = d->ier, .lcr = d->lcr, .mcr = d->mcr, .msr_delta = d->msr_delta, .scr = d->scr, .dll = d->dll,
+                                .dlm = d->dlm, .fcr = d->fcr, .lsr_errors = d->lsr_errors, .thre_pending = d->thre_pending, .line = d->line};
+    for (uint32_t at = d->input_tail; at != d->input_head; at++)
+        out->input[out->input_count++] = d->input[at % VUART_INPUT_BYTES];
+    spin_unlock_irqrestore(&d->dev_lock, flags);
+}
+
+/* The line's level has been loaded with the interrupt controllers. */
+void vuart_load(struct vuart *d, const struct vuart_saved *in)
+{
+    uint64_t flags = spin_lock_irqsave(&d->dev_lock);
+    d->ier = in->ier, d->lcr = in->lcr, d->mcr = in->mcr, d->msr_delta = in->msr_delta, d->scr = in->scr;
+    d->dll = in->dll, d->dlm = in->dlm, d->fcr = in->fcr, d->lsr_errors = in->lsr_errors;
+    d->thre_pending = in->thre_pending, d->line = in->line;
+    d->input_tail = d->input_head;
+    for (uint32_t n = 0; n < in->input_count; n++)
+        input_put(d, in->input[n]);
+    d->input_refused = false; /* whoever watches comes by after a command like this one */
+    spin_unlock_irqrestore(&d->dev_lock, flags);
+}
+
+void vuart_init(struct vuart *d, struct platform *p)
 {
     d->platform = p;
     spin_init(&d->dev_lock, LOCK_RANK_VDEV, "vuart");
     waitq_init(&d->output_wait);
-    d->ring = kzalloc(VUART_RING_BYTES);
-    return d->ring != NULL;
 }
 
 void vuart_fini(struct vuart *d)

@@ -12,8 +12,8 @@
 
 #include "mm/mm.h"
 
-struct pio_range { uint16_t first, count; vdev_pio_fn *fn; void *dev; const char *name; };
-struct mmio_range { uint64_t gpa, size; vdev_mmio_fn *fn; void *dev; const char *name; };
+struct pio_range { uint16_t first, count; vdev_pio_fn *fn; void *dev; };
+struct mmio_range { uint64_t gpa, size; vdev_mmio_fn *fn; void *dev; };
 
 struct vdev_bus {
     unsigned pio_count, mmio_count;
@@ -24,7 +24,7 @@ struct vdev_bus {
 struct vdev_bus *vdev_bus_create(void) { return kzalloc(sizeof(struct vdev_bus)); }
 void vdev_bus_destroy(struct vdev_bus *b) { kfree(b); }
 
-bool vdev_bus_add_pio(struct vdev_bus *b, uint16_t first, uint16_t count, vdev_pio_fn *fn, void *dev, const char *name)
+bool vdev_bus_add_pio(struct vdev_bus *b, uint16_t first, uint16_t count, vdev_pio_fn *fn, void *dev)
 {
     unsigned at = 0;
     if (b->pio_count == VDEV_MAX_PIO || !count || (uint32_t)first + count > 0x10000)
@@ -36,11 +36,11 @@ bool vdev_bus_add_pio(struct vdev_bus *b, uint16_t first, uint16_t count, vdev_p
         return false;
     for (unsigned n = b->pio_count++; n > at; n--)
         b->pio[n] = b->pio[n - 1];
-    b->pio[at] = (struct pio_range){first, count, fn, dev, name};
+    b->pio[at] = (struct pio_range){first, count, fn, dev};
     return true;
 }
 
-bool vdev_bus_add_mmio(struct vdev_bus *b, uint64_t gpa, uint64_t size, vdev_mmio_fn *fn, void *dev, const char *name)
+bool vdev_bus_add_mmio(struct vdev_bus *b, uint64_t gpa, uint64_t size, vdev_mmio_fn *fn, void *dev)
 {
     unsigned at = 0;
     if (b->mmio_count == VDEV_MAX_MMIO || !size || gpa + size < gpa)
@@ -51,7 +51,7 @@ bool vdev_bus_add_mmio(struct vdev_bus *b, uint64_t gpa, uint64_t size, vdev_mmi
         return false;
     for (unsigned n = b->mmio_count++; n > at; n--)
         b->mmio[n] = b->mmio[n - 1];
-    b->mmio[at] = (struct mmio_range){gpa, size, fn, dev, name};
+    b->mmio[at] = (struct mmio_range){gpa, size, fn, dev};
     return true;
 }
 

@@ -3,14 +3,12 @@
  *
  * Commands run on the console's thread and may block; what they show of a running VM is read without stopping it.
  */
-#include "vm/vm_internal.h"
+#include "vm/cmd_vm.h"
 
-#include "core/console.h"
 #include "core/time.h"
 #include "include/hv/vdev.h"
 #include "lib/string.h"
 
-#define WHY_MAX 160
 #define DETACH_KEY 0x1d /* Ctrl-] */
 
 /* ---- what a VM looks like ------------------------------------------------------------------------------------------------- */
@@ -48,13 +46,13 @@ static const char *shown_state(const struct vm *vm)
 
 static bool list_text(struct vm *vm, void *arg)
 {
-    char why[WHY_MAX];
+    char why[VM_WHY_MAX];
     struct dmm_usage u;
     (void)arg;
     dmm_space_usage(vm->space, &u);
     describe(vm, why, sizeof(why));
     con_printf("%-4u %-20s %-8s %5u %8lu %10lu %7lu  %s\n", vm->id, vm->name, shown_state(vm), vm->vcpu_count,
-               vm->config.memory_bytes >> 20, u.resident * 4, vm->reboots, why);
+               vm->config->memory_bytes >> 20, u.resident * 4, vm->reboots, why);
     return true;
 }
 
@@ -95,7 +93,7 @@ static void json_vcpus(struct json_writer *w, struct vm *vm)
 
 static void json_vm(struct json_writer *w, struct vm *vm)
 {
-    char why[WHY_MAX];
+    char why[VM_WHY_MAX];
     struct dmm_usage u;
     dmm_space_usage(vm->space, &u);
     describe(vm, why, sizeof(why));
@@ -113,6 +111,9 @@ static void json_vm(struct json_writer *w, struct vm *vm)
     json_usage(w, &u);
     json_kv_u64(w, "output_dropped_bytes", vuart_console.output_dropped(vm));
     json_vcpus(w, vm);
+    json_kv_string(w, "forked_from", vm->forked_from);
+    json_key(w, "snapshots");
+    cmd_vm_json_snapshots(w, vm);
     json_object_end(w);
 }
 
@@ -142,8 +143,8 @@ static enum cmd_result list(struct cmd_ctx *c)
 
 static void show_text(struct vm *vm)
 {
-    const struct config_vm *c = &vm->config;
-    char why[WHY_MAX];
+    const struct config_vm *c = vm->config;
+    char why[VM_WHY_MAX];
     struct dmm_usage u;
     dmm_space_usage(vm->space, &u);
     describe(vm, why, sizeof(why));
@@ -151,6 +152,8 @@ static void show_text(struct vm *vm)
     if (vm->exit_code >= 0)
         con_printf("exit code  %d\n", vm->exit_code);
     con_printf("age        %lu s, %lu resets\n", (time_ns() - vm->created_ns) / 1000000000, vm->reboots);
+    if (vm->forked_from[0])
+        con_printf("forked     from %s\n", vm->forked_from);
     con_printf("kernel     %s\n", c->kernel);
     if (c->initrd[0])
         con_printf("initrd     %s\n", c->initrd);
@@ -165,6 +168,7 @@ static void show_text(struct vm *vm)
         const struct vcpu *v = vm->vcpus[n];
         con_printf("vcpu%-6u %s, rip %#lx, %lu exits\n", n, vcpu_state_name(v->state), v->rip, exits_of(v));
     }
+    cmd_vm_list_snapshots(vm);
 }
 
 /* ---- commands on one VM ------------------------------------------------------------------------------------------------------ */
@@ -193,7 +197,7 @@ static enum cmd_result show(struct cmd_ctx *c, struct vm *vm)
 
 static enum cmd_result start(struct cmd_ctx *c, struct vm *vm)
 {
-    char why[WHY_MAX];
+    char why[VM_WHY_MAX];
     if (vm->state == VM_RUNNING)
         return done(c, vm, "runs already");
     return vm_start(vm, why) == VM_OK ? done(c, vm, "started") : cmd_error(c, "%s: %s", vm->name, why);
@@ -201,25 +205,25 @@ static enum cmd_result start(struct cmd_ctx *c, struct vm *vm)
 
 static enum cmd_result pause(struct cmd_ctx *c, struct vm *vm)
 {
-    char why[WHY_MAX];
+    char why[VM_WHY_MAX];
     return vm_pause(vm, why) == VM_OK ? done(c, vm, "paused") : cmd_error(c, "%s", why);
 }
 
 static enum cmd_result resume(struct cmd_ctx *c, struct vm *vm)
 {
-    char why[WHY_MAX];
+    char why[VM_WHY_MAX];
     return vm_resume(vm, why) == VM_OK ? done(c, vm, "resumed") : cmd_error(c, "%s", why);
 }
 
 static enum cmd_result stop(struct cmd_ctx *c, struct vm *vm)
 {
-    char why[WHY_MAX];
+    char why[VM_WHY_MAX];
     return vm_stop(vm, why) == VM_OK ? done(c, vm, "stopped") : cmd_error(c, "%s", why);
 }
 
 static enum cmd_result destroy(struct cmd_ctx *c, struct vm *vm)
 {
-    char why[WHY_MAX], name[CONFIG_NAME_MAX];
+    char why[VM_WHY_MAX], name[CONFIG_NAME_MAX];
     str_copy(name, sizeof(name), vm->name);
     if (vm_destroy(vm, why) != VM_OK)
         return cmd_error(c, "%s", why);
@@ -238,12 +242,12 @@ static enum cmd_result destroy(struct cmd_ctx *c, struct vm *vm)
 
 static enum cmd_result create_one(struct cmd_ctx *c, const struct config_vm *cfg, const char *name)
 {
-    char why[WHY_MAX];
+    char why[VM_WHY_MAX];
     struct vm *vm;
     if (vm_create(cfg, name, &vm, why) != VM_OK)
         return cmd_error(c, "%s: %s", name, why);
     if (cfg->autostart && vm_start(vm, why) != VM_OK) {
-        char ignored[WHY_MAX];
+        char ignored[VM_WHY_MAX];
         vm_destroy(vm, ignored);
         return cmd_error(c, "%s: %s", name, why);
     }
@@ -364,14 +368,14 @@ static enum cmd_result set(struct cmd_ctx *c)
 {
     static const char *const settable[] = {"affinity", "cpu-weight", "cpu-cap"};
     static struct config_vm cfg; /* one console thread */
-    char why[WHY_MAX];
+    char why[VM_WHY_MAX];
     struct config_error err = {0};
     if (c->argc < 4)
         return CMD_USAGE;
     struct vm *vm = vm_find(c->argv[2]);
     if (!vm)
         return cmd_error(c, "there is no VM of the name %s", c->argv[2]);
-    cfg = vm->config;
+    cfg = *vm->config;
     for (int n = 3; n < c->argc; n++) {
         char *value = strchr(c->argv[n], '=');
         bool known = false;
@@ -392,8 +396,11 @@ static enum cmd_result set(struct cmd_ctx *c)
     return CMD_OK;
 }
 
-static const struct { const char *name; enum cmd_result (*run)(struct cmd_ctx *c, struct vm *vm); } on_one[] = {
-    {"show", show}, {"start", start}, {"pause", pause}, {"resume", resume}, {"stop", stop}, {"destroy", destroy}, {"console", console},
+/* With so many words beside the VM's name. */
+static const struct { const char *name; enum cmd_result (*run)(struct cmd_ctx *c, struct vm *vm); int more_min, more_max; } on_one[] = {
+    {"show", show, 0, 0}, {"start", start, 0, 0}, {"pause", pause, 0, 0}, {"resume", resume, 0, 0}, {"stop", stop, 0, 0},
+    {"destroy", destroy, 0, 0}, {"console", console, 0, 0}, {"fork", cmd_vm_fork, 0, 3}, {"snapshot", cmd_vm_snapshot, 1, 1},
+    {"snapshots", cmd_vm_snapshots, 0, 0}, {"restore", cmd_vm_restore, 1, 1}, {"snapshot-delete", cmd_vm_snapshot_delete, 1, 1},
 };
 
 static enum cmd_result cmd_vm(struct cmd_ctx *c)
@@ -409,7 +416,7 @@ static enum cmd_result cmd_vm(struct cmd_ctx *c)
     for (size_t n = 0; n < ARRAY_SIZE(on_one); n++) {
         if (strcmp(c->argv[1], on_one[n].name))
             continue;
-        if (c->argc != 3)
+        if (c->argc < 3 + on_one[n].more_min || c->argc > 3 + on_one[n].more_max)
             return CMD_USAGE;
         struct vm *vm = vm_find(c->argv[2]);
         return vm ? on_one[n].run(c, vm) : cmd_error(c, "there is no VM of the name %s", c->argv[2]);
@@ -446,16 +453,21 @@ static void complete_vm(int argn, char **argv, void (*add)(const char *candidate
                                            "max=", "weight=", "cpu-weight=", "cpu-cap=", "affinity=", "debug-exit="};
         for (size_t n = 0; n < ARRAY_SIZE(keys); n++)
             add(keys[n], arg);
+    } else {
+        cmd_vm_complete_fork(argn, argv, add, arg);
     }
 }
 
 CONSOLE_COMMAND_C(vm, cmd_vm,
                   "vm list\nvm show NAME\nvm create NAME kernel=FILE [key=value]...\nvm set NAME affinity=CPUS|cpu-weight=N|cpu-cap=PERCENT...\n"
-                  "vm start|pause|resume|stop|destroy NAME\nvm console NAME",
+                  "vm start|pause|resume|stop|destroy NAME\nvm console NAME\nvm fork NAME [COUNT] [name=PREFIX] [paused=yes]\n"
+                  "vm snapshot|restore|snapshot-delete NAME SNAPSHOT\nvm snapshots NAME",
                   "virtual machines. create takes the keys of a [vm] section (\"cmdline=a b\" in quotes) and starts the VM unless\n"
                   "autostart=no. set changes where its vCPUs may run (0-3 for all, 0/1/2 for one after the other), their weight\n"
                   "against other vCPUs and the most that each may use. stop switches it off, start boots it anew, destroy gives back everything.\n"
-                  "console connects the terminal to its serial port; Ctrl-] leaves it.",
+                  "console connects the terminal to its serial port; Ctrl-] leaves it. fork makes COUNT (1) copies of a VM that runs or\n"
+                  "is paused, which share its memory until they write: NAME-f0, NAME-f1, ... or PREFIX0, ..., whatever numbers are free.\n"
+                  "A snapshot is such a copy at rest; restore returns the VM to it, as often as wanted. At most 16 each; destroy drops them.",
                   complete_vm);
 
 /* ---- stat ------------------------------------------------------------------------------------------------------------------------------------ */

@@ -10,7 +10,7 @@
  * a guest can own: SSE registers are there also for a guest that has not set XCR0 at all. Some CPUs
  * let the guest write XCR0 without an exit, so it is read back and held against what CPUID shows.
  */
-#include "vm/vm_internal.h"
+#include "vm/saved.h"
 
 #include "core/log.h"
 #include "lib/string.h"
@@ -73,6 +73,24 @@ void fpu_vcpu_reset(struct vcpu *v)
     *(uint32_t *)(area + MXCSR_OFFSET) = MXCSR_RESET;
     v->guest_xcr0 = XCR0_X87;
     v->fpu_live = false;
+}
+
+size_t fpu_copy_bytes(void) { return area_bytes; }
+
+void fpu_copy_out(const struct vcpu *v, struct vcpu_saved *out)
+{
+    debug_assert(!v->fpu_live);
+    memcpy(out->fpu, v->fpu_area, area_bytes);
+    out->guest_xcr0 = v->guest_xcr0;
+    out->tsc_aux = v->tsc_aux;
+}
+
+void fpu_copy_in(struct vcpu *v, const struct vcpu_saved *in)
+{
+    debug_assert(!v->fpu_live);
+    memcpy(v->fpu_area, in->fpu, area_bytes);
+    v->guest_xcr0 = in->guest_xcr0;
+    v->tsc_aux = in->tsc_aux;
 }
 
 static void use_xcr0(uint64_t value)

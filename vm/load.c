@@ -139,7 +139,7 @@ static enum load_result put_module(struct loader *l, const char *name, const cha
 
 static enum load_result put_modules(struct loader *l)
 {
-    const struct config_vm *c = &l->vm->config;
+    const struct config_vm *c = l->vm->config;
     if (l->plan.format == LOAD_FORMAT_BZIMAGE && c->module_count) {
         snprintf(l->why, LOAD_WHY_MAX, "%.60s: module = is for multiboot and PVH kernels; a bzImage takes an initrd", c->kernel);
         return LOAD_BAD_IMAGE;
@@ -258,7 +258,7 @@ static void build_linux(struct loader *l, struct load_entry *e)
     memcpy(zp + ZP_SETUP_HEADER, file + ZP_SETUP_HEADER, l->plan.setup_end - ZP_SETUP_HEADER);
     zp[ZP_TYPE_OF_LOADER] = 0xff; /* no registered loader */
     put_number(zp + ZP_ACPI_RSDP, l->rsdp, 8);
-    put_number(zp + ZP_CMDLINE, info_string(l, l->vm->config.cmdline), 4);
+    put_number(zp + ZP_CMDLINE, info_string(l, l->vm->config->cmdline), 4);
     if (l->file_count) {
         put_number(zp + ZP_RAMDISK_IMAGE, l->files[0].gpa, 4);
         put_number(zp + ZP_RAMDISK_SIZE, l->files[0].size, 4);
@@ -299,7 +299,7 @@ static void build_pvh(struct loader *l, struct load_entry *e)
         for (unsigned n = 0; n < l->file_count; n++)
             mods[n] = (struct hvm_modlist_entry){l->files[n].gpa, l->files[n].size, info_string(l, l->files[n].args), 0};
     }
-    si->cmdline_paddr = info_string(l, l->vm->config.cmdline);
+    si->cmdline_paddr = info_string(l, l->vm->config->cmdline);
     set_segments(l, e, ATTR_CODE32);
     e->gpr[GPR_RBX] = gpa;
 }
@@ -331,7 +331,7 @@ static void build_multiboot(struct loader *l, struct load_entry *e)
         const struct placed_file *f = &l->files[n];
         mods[n] = (struct multiboot_module){(uint32_t)f->gpa, (uint32_t)(f->gpa + f->size), (uint32_t)info_string(l, f->args), 0};
     }
-    mbi->cmdline = (uint32_t)info_string(l, l->vm->config.cmdline);
+    mbi->cmdline = (uint32_t)info_string(l, l->vm->config->cmdline);
     mbi->boot_loader_name = (uint32_t)info_string(l, "palimpsest");
     set_segments(l, e, ATTR_CODE32);
     e->gpr[GPR_RAX] = 0x2badb002;
@@ -340,9 +340,9 @@ static void build_multiboot(struct loader *l, struct load_entry *e)
 
 static enum load_result put_info(struct loader *l, struct load_entry *e)
 {
-    if (strlen(l->vm->config.cmdline) > l->plan.cmdline_max) {
+    if (strlen(l->vm->config->cmdline) > l->plan.cmdline_max) {
         snprintf(l->why, LOAD_WHY_MAX, "%.60s: cmdline: %llu bytes, the kernel takes %u", l->kernel->name,
-            (unsigned long long)strlen(l->vm->config.cmdline), l->plan.cmdline_max);
+            (unsigned long long)strlen(l->vm->config->cmdline), l->plan.cmdline_max);
         return LOAD_BAD_IMAGE;
     }
     l->info_gpa = find_place(l, INFO_MAX_BYTES, INFO_FLOOR, INFO_CEILING);
@@ -397,7 +397,7 @@ static enum load_result put_bios_data(struct loader *l)
 
 static enum load_result load_all(struct loader *l, struct load_entry *entry)
 {
-    const struct config_vm *c = &l->vm->config;
+    const struct config_vm *c = l->vm->config;
     l->kernel = load_find_file(l->bi, c->kernel);
     if (!l->kernel) {
         snprintf(l->why, LOAD_WHY_MAX, "%.100s: no such file on the boot medium", c->kernel);
@@ -416,15 +416,15 @@ enum load_result vm_load_image(struct vm *vm, const struct boot_info *bi, uint64
     struct loader *l = kzalloc(sizeof *l); /* too large for a stack */
     why[0] = '\0';
     if (!l) {
-        snprintf(why, LOAD_WHY_MAX, "%.60s: out of memory while loading it", vm->config.kernel);
+        snprintf(why, LOAD_WHY_MAX, "%.60s: out of memory while loading it", vm->config->kernel);
         return LOAD_NO_MEMORY;
     }
     *entry = (struct load_entry){0};
     l->vm = vm;
     l->bi = bi;
     l->why = why;
-    l->low_ram = load_low_ram_bytes(vm->config.memory_bytes);
-    l->high_ram = load_high_ram_bytes(vm->config.memory_bytes);
+    l->low_ram = load_low_ram_bytes(vm->config->memory_bytes);
+    l->high_ram = load_high_ram_bytes(vm->config->memory_bytes);
     l->rsdp = rsdp_gpa;
     enum load_result r = load_all(l, entry);
     kfree(l);

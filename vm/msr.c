@@ -12,11 +12,7 @@
 #include "mm/mm.h"
 #include "x86/cpu.h"
 
-#define MTRR_VARIABLE 8u
-
-struct vcpu_msrs {
-    uint64_t mtrr_var[2 * MTRR_VARIABLE], mtrr_fix[11], mtrr_def_type;
-};
+#define MTRR_VARIABLE VCPU_MTRR_VARIABLE
 
 enum msr_result { MSR_DONE, MSR_GP };
 

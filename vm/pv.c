@@ -13,11 +13,13 @@
  * guest's memory is taken back. The price is one or two places per vCPU that DMM can neither move nor break, in per-CPU data, which
  * is in use all the time anyway. The clock's records are written so rarely that they need no pin.
  *
- * While a vCPU is parked others may take its pins away, and the pages with them. Its thread may still be switched out then (it
+ * While a vCPU is parked others may take its pins away, and the pages with them: for good, or for as long as its memory is frozen, which
+ * nothing pinned can be (a fork, a snapshot). Then the MSRs say still what the guest has enabled, and the vCPU's own thread pins the pages
+ * again before it next enters the guest, where it can wait for a frame as for any other. Its thread may still be switched out then (it
  * wakes, finds no reason to run, and sleeps): the hook writes only while the thread counts as running, and as long as one does
  * the pins stay; see vm_park().
  */
-#include "vm/vm_internal.h"
+#include "vm/saved.h"
 
 #include "core/log.h"
 #include "core/time.h"
@@ -85,7 +87,7 @@ static void write_wall_clock(struct vcpu *v, uint64_t gpa)
 /* ---- steal time ------------------------------------------------------------------------------------------------------------- */
 
 /* Readers on other vCPUs take nothing in while the version is odd. Stores become visible in the order written here. */
-void pv_record_steal(struct vcpu *v)
+static void record_steal(struct vcpu *v)
 {
     struct pv_steal_time *r = v->pv.steal;
     v->pv.steal_due = false;
@@ -116,29 +118,46 @@ static void begin_steal(struct vcpu *v, struct pv_steal_time *r)
     v->pv.steal_version = (r->version + 1) & ~1u;
     v->pv.waited_ns = thread_wait_ns(&v->thread);
     v->pv.steal = r;
-    pv_record_steal(v);
+    record_steal(v);
 }
 
 /* ---- MSRs --------------------------------------------------------------------------------------------------------------------- */
 
 static gfn_t record_gfn(uint64_t msr_value) { return gpa_to_gfn(msr_value); }
 
-static void end_steal(struct vcpu *v)
+static void unpin_steal(struct vcpu *v)
 {
     if (v->pv.steal) {
         v->pv.steal = NULL;
         dmm_unpin(v->vm->space, record_gfn(v->pv.steal_msr));
     }
+}
+
+static void end_steal(struct vcpu *v)
+{
+    unpin_steal(v);
     v->pv.steal_msr = 0;
+}
+
+static void unpin_eoi(struct vcpu *v)
+{
+    if (v->pv.eoi_pinned) {
+        v->pv.eoi_pinned = false;
+        vm_platform()->irq.set_pv_eoi(v, NULL);
+        dmm_unpin(v->vm->space, record_gfn(v->pv.eoi_msr));
+    }
 }
 
 static void end_eoi(struct vcpu *v)
 {
-    if (v->pv.eoi_msr & ENABLE) {
-        vm_platform()->irq.set_pv_eoi(v, NULL);
-        dmm_unpin(v->vm->space, record_gfn(v->pv.eoi_msr));
-    }
+    unpin_eoi(v);
     v->pv.eoi_msr = 0;
+}
+
+static void use_eoi(struct vcpu *v, void *word)
+{
+    v->pv.eoi_pinned = true;
+    vm_platform()->irq.set_pv_eoi(v, word);
 }
 
 /* The record's address for good, or how the WRMSR ends otherwise. Alignment has been checked: a record lies in one page. */
@@ -182,7 +201,7 @@ static enum pv_msr_result write_eoi_msr(struct vcpu *v, uint64_t value)
         end_eoi(v);
         v->pv.eoi_msr = value;
         if (word)
-            vm_platform()->irq.set_pv_eoi(v, word);
+            use_eoi(v, word);
     }
     return r;
 }
@@ -245,11 +264,69 @@ void pv_vcpu_init_signal(struct vcpu *v)
     end_steal(v);
     end_eoi(v);
     v->pv.system_time = 0;
-    v->pv.unhalted = false;
+    v->pv.unhalted = v->pv.pins_due = false;
 }
 
 void pv_vcpu_reset(struct vcpu *v)
 {
     pv_vcpu_init_signal(v);
     v->pv.wall_clock = 0;
+}
+
+/* ---- pins given up and taken again ---------------------------------------------------------------------------------------------- */
+
+void pv_give_up_pins(struct vcpu *v)
+{
+    unpin_steal(v);
+    unpin_eoi(v);
+    v->pv.pins_due = (v->pv.steal_msr | v->pv.eoi_msr) & ENABLE;
+    v->pv.steal_due |= v->pv.pins_due;
+}
+
+/* False: has waited for memory, or the vCPU is wanted elsewhere. The pages were memory when they were pinned first, and are so still. */
+static bool take_pins(struct vcpu *v)
+{
+    void *record;
+    if ((v->pv.steal_msr & ENABLE) && !v->pv.steal) {
+        if (pin_record(v, v->pv.steal_msr & ~ENABLE, &record) != PV_MSR_DONE)
+            return false;
+        v->pv.steal = record;
+    }
+    if ((v->pv.eoi_msr & ENABLE) && !v->pv.eoi_pinned) {
+        if (pin_record(v, v->pv.eoi_msr & ~ENABLE, &record) != PV_MSR_DONE)
+            return false;
+        use_eoi(v, record);
+    }
+    v->pv.pins_due = false;
+    return true;
+}
+
+bool pv_before_entry(struct vcpu *v)
+{
+    if (unlikely(v->pv.pins_due) && !take_pins(v))
+        return false;
+    record_steal(v);
+    return true;
+}
+
+/* waited_ns stays the thread's own. */
+void pv_save(const struct vcpu *v, struct pv_saved *out)
+{
+    *out = (struct pv_saved){.system_time = v->pv.system_time, .wall_clock = v->pv.wall_clock, .steal_msr = v->pv.steal_msr,
+                             .eoi_msr = v->pv.eoi_msr, .steal_ns = v->pv.steal_ns, .clock_version = v->pv.clock_version,
+                             .steal_version = v->pv.steal_version, .unhalted = v->pv.unhalted};
+}
+
+void pv_load(struct vcpu *v, const struct pv_saved *in)
+{
+    debug_assert(!v->pv.steal && !v->pv.eoi_pinned);
+    v->pv.system_time = in->system_time;
+    v->pv.wall_clock = in->wall_clock;
+    v->pv.steal_msr = in->steal_msr;
+    v->pv.eoi_msr = in->eoi_msr;
+    v->pv.steal_ns = in->steal_ns;
+    v->pv.clock_version = in->clock_version;
+    v->pv.steal_version = in->steal_version;
+    v->pv.unhalted = in->unhalted;
+    pv_give_up_pins(v);
 }

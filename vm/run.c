@@ -415,8 +415,8 @@ _Static_assert(VM_EXIT_KIND_COUNT <= 32, "a word of kinds");
 
 static inline void enter_once(struct vcpu *v, const struct hvm_ops *h, const struct vm_irq_ops *irq)
 {
-    if (unlikely(v->pv.steal_due))
-        pv_record_steal(v);
+    if (unlikely(v->pv.steal_due) && !pv_before_entry(v))
+        return;
     if (unlikely(v->nmi_pending))
         deliver_nmi(v);
     if (unlikely(v->irq_check))

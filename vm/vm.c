@@ -12,7 +12,7 @@
  * A start or reset first gives all guest memory back (dmm_space_clear): nothing of the guest's former life can shine
  * through, and a VM that was stopped holds only what its next start cannot do without.
  */
-#include "vm/vm_internal.h"
+#include "vm/life.h"
 
 #include "core/console.h"
 #include "core/log.h"
@@ -24,7 +24,6 @@
 #include "vm/load.h"
 #include "x86/percpu.h"
 
-#define WHY_MAX 160
 #define VCPU_STACK_BYTES 16384
 #define SHORT_LIFE_NS UINT64_C(60000000000)
 
@@ -70,20 +69,19 @@ static bool command_free(void *arg)
     return !__atomic_exchange_n(&command_busy, true, __ATOMIC_ACQUIRE);
 }
 
-static void command_begin(void) { waitq_wait(&command_wait, command_free, NULL, WAIT_FOREVER); }
+void vm_command_begin(void) { waitq_wait(&command_wait, command_free, NULL, WAIT_FOREVER); }
 
-static void command_end(void)
+void vm_command_end(void)
 {
     __atomic_store_n(&command_busy, false, __ATOMIC_RELEASE);
     waitq_wake_one(&command_wait);
 }
 
-static enum vm_result refuse(char *why, enum vm_result r, const char *fmt, ...) PRINTF_LIKE(3, 4);
-static enum vm_result refuse(char *why, enum vm_result r, const char *fmt, ...)
+enum vm_result vm_refuse(char *why, enum vm_result r, const char *fmt, ...)
 {
     va_list ap;
     va_start(ap, fmt);
-    vsnprintf(why, WHY_MAX, fmt, ap);
+    vsnprintf(why, VM_WHY_MAX, fmt, ap);
     va_end(ap);
     return r;
 }
@@ -92,26 +90,27 @@ static enum vm_result refuse(char *why, enum vm_result r, const char *fmt, ...)
 
 static const struct dmm_space_ops space_ops = {.kick = vm_kick_for_flush};
 
-static enum vm_result make_space(struct vm *vm, struct dmm_space **out, char *why)
+/* Empty, or inheriting from `image`, whose RAM is that of the same configuration. */
+static enum vm_result make_space(struct vm *vm, struct dmm_image *image, struct dmm_space **out, char *why)
 {
-    const struct config_vm *c = &vm->config;
+    const struct config_vm *c = vm->config;
     uint64_t low = load_low_ram_bytes(c->memory_bytes), high = load_high_ram_bytes(c->memory_bytes);
     struct dmm_space_config cfg = {
         .name = vm->name, .vm_id = vm->id, .pages = c->memory_bytes >> PAGE_SHIFT, .min_pages = c->min_bytes >> PAGE_SHIFT,
         .max_pages = c->max_bytes >> PAGE_SHIFT, .weight = c->weight, .format = ops->p2m_format, .ops = &space_ops, .owner = vm,
     };
     struct dmm_space *s;
-    switch (dmm_space_create(&cfg, &s)) {
+    switch (image ? dmm_space_create_from(&cfg, image, &s) : dmm_space_create(&cfg, &s)) {
     case DMM_CREATE_OK: break;
-    case DMM_CREATE_NO_MEMORY: return refuse(why, VM_NO_MEMORY, "no frames left for the VM's nested page tables");
+    case DMM_CREATE_NO_MEMORY: return vm_refuse(why, VM_NO_MEMORY, "no frames left for the VM's nested page tables");
     case DMM_CREATE_OVERCOMMITTED_MIN:
-        return refuse(why, VM_NO_MEMORY, "min = %lu KiB can not be promised: with the minima of the other VMs it is more than the machine has",
+        return vm_refuse(why, VM_NO_MEMORY, "min = %lu KiB can not be promised: with the minima of the other VMs it is more than the machine has",
                       c->min_bytes >> 10);
     }
-    if (!dmm_space_add_ram(s, gfn_of(0), low >> PAGE_SHIFT) ||
-        (high && !dmm_space_add_ram(s, gpa_to_gfn(LOAD_HIGH_RAM_BASE), high >> PAGE_SHIFT))) {
+    if (!image && (!dmm_space_add_ram(s, gfn_of(0), low >> PAGE_SHIFT) ||
+                   (high && !dmm_space_add_ram(s, gpa_to_gfn(LOAD_HIGH_RAM_BASE), high >> PAGE_SHIFT)))) {
         dmm_space_destroy(s);
-        return refuse(why, VM_NO_MEMORY, "no frames left for the VM's nested page tables");
+        return vm_refuse(why, VM_NO_MEMORY, "no frames left for the VM's nested page tables");
     }
     *out = s;
     return VM_OK;
@@ -173,7 +172,7 @@ static enum vm_result prepare(struct vm *vm, char *why)
     power_on(vm);
     uint64_t rsdp_gpa = platform->write_firmware_tables(vm);
     if (!rsdp_gpa)
-        return refuse(why, VM_NO_MEMORY, "no frames left for the guest's ACPI tables, or they do not fit");
+        return vm_refuse(why, VM_NO_MEMORY, "no frames left for the guest's ACPI tables, or they do not fit");
     enum load_result r = vm_load_image(vm, boot_info, rsdp_gpa, &entry, why);
     if (r != LOAD_OK)
         return load_result_of(r);
@@ -202,7 +201,7 @@ static void become_stopped(struct vm *vm)
 
 static void do_reset(struct vm *vm)
 {
-    char why[WHY_MAX];
+    char why[VM_WHY_MAX];
     vm->reset_requested = false;
     uint64_t n = ++vm->reboots;
     if (n <= 8 || !(n & (n - 1))) /* a guest that does nothing else may not flood the log */
@@ -261,7 +260,7 @@ bool vm_park(struct vcpu *v)
 
 static bool all_parked(void *arg) { return !((struct vm *)arg)->running_vcpus; }
 
-static void wait_parked(struct vm *vm) { waitq_wait(&vm->state_wait, all_parked, vm, WAIT_FOREVER); }
+void vm_wait_parked(struct vm *vm) { waitq_wait(&vm->state_wait, all_parked, vm, WAIT_FOREVER); }
 
 /* ---- requests: any thread ---------------------------------------------------------------------------------------------------------- */
 
@@ -314,6 +313,48 @@ void vm_triple_fault(struct vcpu *v)
     vm->last_life_triple_faulted = true;
 }
 
+/* ---- configuration: shared by those who were forked, until somebody changes his ------------------------------------------------------- */
+
+struct shared_config { unsigned users; struct config_vm c; };
+
+static struct shared_config *shared_config_of(const struct config_vm *c) { return (struct shared_config *)container_of(c, struct shared_config, c); }
+
+/* NULL: no memory. */
+static const struct config_vm *config_copy(const struct config_vm *cfg)
+{
+    struct shared_config *s = kzalloc(sizeof(*s));
+    if (!s)
+        return NULL;
+    s->users = 1;
+    s->c = *cfg;
+    return &s->c;
+}
+
+static const struct config_vm *config_share(const struct config_vm *c)
+{
+    shared_config_of(c)->users++;
+    return c;
+}
+
+static void config_drop(const struct config_vm *c)
+{
+    if (c && --shared_config_of(c)->users == 0)
+        kfree(shared_config_of(c));
+}
+
+/* The VM's own, to be changed. NULL: no memory. */
+static struct config_vm *own_config(struct vm *vm)
+{
+    if (shared_config_of(vm->config)->users > 1) {
+        const struct config_vm *own = config_copy(vm->config);
+        if (!own)
+            return NULL;
+        config_drop(vm->config);
+        vm->config = own;
+    }
+    return &shared_config_of(vm->config)->c;
+}
+
 /* ---- create, destroy ------------------------------------------------------------------------------------------------------------------- */
 
 static void vcpu_destroy(struct vcpu *v)
@@ -335,7 +376,7 @@ static void vcpu_destroy(struct vcpu *v)
 }
 
 /* All vCPUs are parked or were never started. */
-static void vm_free(struct vm *vm)
+void vm_unmake(struct vm *vm)
 {
     vm->dying = true;
     vm_kick_all(vm);
@@ -350,8 +391,10 @@ static void vm_free(struct vm *vm)
     if (vm->hvm_ready)
         ops->vm_fini(vm);
     cpuid_vm_fini(vm);
+    vm_drop_snapshots(vm);
     if (vm->space)
         dmm_space_destroy(vm->space);
+    config_drop(vm->config);
     kfree(vm->vcpus);
     kfree(vm);
 }
@@ -386,11 +429,11 @@ static enum vm_result check_affinity(const struct config_vm *cfg, unsigned vcpus
         struct cpu_set set;
         bool any = false;
         if (!config_affinity(cfg->affinity, n, &set))
-            return refuse(why, VM_BAD_CONFIG, "affinity=%.60s is malformed", cfg->affinity);
+            return vm_refuse(why, VM_BAD_CONFIG, "affinity=%.60s is malformed", cfg->affinity);
         for (unsigned cpu = 0; cpu < cpu_count(); cpu++)
             any |= cpu_set_has(&set, cpu) && sched_cpu_online(cpu);
         if (!any)
-            return refuse(why, VM_BAD_CONFIG, "affinity=%.60s: this machine runs on none of the CPUs for vcpu%u (see `cpu`)", cfg->affinity, n);
+            return vm_refuse(why, VM_BAD_CONFIG, "affinity=%.60s: this machine runs on none of the CPUs for vcpu%u (see `cpu`)", cfg->affinity, n);
     }
     return VM_OK;
 }
@@ -404,33 +447,33 @@ static bool vcpu_start_thread(struct vcpu *v)
     snprintf(name, sizeof(name), "%.16s.%u", v->vm->name, v->id);
     thread_init(&v->thread, name, THREAD_PRIO_VCPU, vcpu_thread, v, stack, VCPU_STACK_BYTES);
     v->thread.priv = v;
-    if (!apply_scheduling(v, &v->vm->config))
-        panic("vm %s: affinity %s was checked, and is refused", v->vm->name, v->vm->config.affinity);
+    if (!apply_scheduling(v, v->vm->config))
+        panic("vm %s: affinity %s was checked, and is refused", v->vm->name, v->vm->config->affinity);
     thread_start(&v->thread);
     return true;
 }
 
-static enum vm_result build(struct vm *vm, char *why)
+static enum vm_result build(struct vm *vm, struct dmm_image *image, char *why)
 {
-    enum vm_result r = make_space(vm, &vm->space, why);
+    enum vm_result r = make_space(vm, image, &vm->space, why);
     if (r != VM_OK)
         return r;
     vm->vcpus = kzalloc(vm->vcpu_count * sizeof(struct vcpu *));
     vm->bus = vdev_bus_create();
     if (!vm->vcpus || !vm->bus || !cpuid_vm_init(vm) || !(vm->hvm_ready = ops->vm_init(vm)))
-        return refuse(why, VM_NO_MEMORY, "no memory for the VM's state");
+        return vm_refuse(why, VM_NO_MEMORY, "no memory for the VM's state");
     if (!platform->create(vm, why))
         return VM_NO_MEMORY;
     for (unsigned n = 0; n < vm->vcpu_count; n++)
         if (!vcpu_create(vm, n))
-            return refuse(why, VM_NO_MEMORY, "no memory for vcpu%u", n);
+            return vm_refuse(why, VM_NO_MEMORY, "no memory for vcpu%u", n);
     for (unsigned n = 0; n < vm->vcpu_count; n++)
         if (!vcpu_start_thread(vm->vcpus[n]))
-            return refuse(why, VM_NO_MEMORY, "no memory for the stack of vcpu%u", n);
+            return vm_refuse(why, VM_NO_MEMORY, "no memory for the stack of vcpu%u", n);
     return VM_OK;
 }
 
-static struct vm *find(const char *name)
+struct vm *vm_lookup(const char *name)
 {
     struct vm *found = NULL;
     spin_lock(&list_lock);
@@ -445,80 +488,119 @@ static enum vm_result check_config(const struct config_vm *cfg, const char *name
 {
     struct config_error err = {0};
     if (!config_name_valid(name))
-        return refuse(why, VM_BAD_CONFIG, "\"%.40s\" is no name for a VM: letters, digits, _ . and -, at most %u", name, CONFIG_NAME_MAX - 1);
+        return vm_refuse(why, VM_BAD_CONFIG, "\"%.40s\" is no name for a VM: letters, digits, _ . and -, at most %u", name, CONFIG_NAME_MAX - 1);
     if (!config_vm_check(cfg, &err))
-        return refuse(why, VM_BAD_CONFIG, "%.150s", err.text);
+        return vm_refuse(why, VM_BAD_CONFIG, "%.150s", err.text);
     enum vm_result affinity = check_affinity(cfg, cfg->vcpus, why);
     if (affinity != VM_OK)
         return affinity;
-    if (find(name))
-        return refuse(why, VM_NAME_IN_USE, "there is a VM of the name %s", name);
+    if (vm_lookup(name))
+        return vm_refuse(why, VM_NAME_IN_USE, "there is a VM of the name %s", name);
     if (!load_find_file(boot_info, cfg->kernel))
-        return refuse(why, VM_NO_SUCH_FILE, "kernel %s: no such file was loaded at boot (see `module list`)", cfg->kernel);
+        return vm_refuse(why, VM_NO_SUCH_FILE, "kernel %s: no such file was loaded at boot (see `module list`)", cfg->kernel);
     if (cfg->initrd[0] && !load_find_file(boot_info, cfg->initrd))
-        return refuse(why, VM_NO_SUCH_FILE, "initrd %s: no such file was loaded at boot (see `module list`)", cfg->initrd);
+        return vm_refuse(why, VM_NO_SUCH_FILE, "initrd %s: no such file was loaded at boot (see `module list`)", cfg->initrd);
     for (uint32_t n = 0; n < cfg->module_count; n++)
         if (!load_find_file(boot_info, cfg->modules[n].file))
-            return refuse(why, VM_NO_SUCH_FILE, "module %s: no such file was loaded at boot (see `module list`)", cfg->modules[n].file);
+            return vm_refuse(why, VM_NO_SUCH_FILE, "module %s: no such file was loaded at boot (see `module list`)", cfg->modules[n].file);
     return VM_OK;
 }
 
-/* Commands are the only ones who allocate in the long run, and this is one: the difference is what the VM took. */
+static uint64_t late_bytes; /* list_lock: of all VMs that there have been */
+
+void vm_alloc_late(struct vm *vm, void **slot, size_t bytes)
+{
+    spin_lock(&list_lock);
+    void *p = *slot ? NULL : kzalloc(bytes);
+    if (p) {
+        late_bytes += bytes;
+        dmm_space_add_overhead(vm->space, bytes);
+        __atomic_store_n(slot, p, __ATOMIC_RELEASE);
+    }
+    spin_unlock(&list_lock);
+}
+
+/* Commands are the only ones who allocate in the long run, but for what is allocated late. */
+static uint64_t heap_of_commands(void)
+{
+    spin_lock(&list_lock);
+    uint64_t bytes = kheap_bytes_in_use() - late_bytes;
+    spin_unlock(&list_lock);
+    return bytes;
+}
+
+/* And this is a command: the difference is what the VM took. */
 static void account(struct vm *vm, uint64_t heap_before)
 {
     struct dmm_usage u;
     dmm_space_usage(vm->space, &u);
-    dmm_space_add_overhead(vm->space, kheap_bytes_in_use() - heap_before - u.heap_bytes + vm->vcpu_count * VCPU_STACK_BYTES);
+    dmm_space_add_overhead(vm->space, heap_of_commands() - heap_before - u.heap_bytes + vm->vcpu_count * VCPU_STACK_BYTES);
+}
+
+enum vm_result vm_make(const struct config_vm *cfg, const char *name, struct dmm_image *image, struct vm **out, char *why)
+{
+    uint64_t heap_before = heap_of_commands();
+    struct vm *vm = kzalloc(sizeof(*vm));
+    if (!vm)
+        return vm_refuse(why, VM_NO_MEMORY, "no memory for the VM's state");
+    spin_init(&vm->lock, LOCK_RANK_VM, "vm");
+    waitq_init(&vm->state_wait);
+    snprintf(vm->name, sizeof(vm->name), "%s", name);
+    vm->config = image ? config_share(cfg) : config_copy(cfg);
+    if (!vm->config) {
+        kfree(vm);
+        return vm_refuse(why, VM_NO_MEMORY, "no memory for the VM's state");
+    }
+    vm->id = next_id++;
+    vm->vcpu_count = cfg->vcpus;
+    vm->exit_code = -1;
+    vm->created_ns = time_ns();
+    list_init(&vm->snapshots);
+    enum vm_result r = build(vm, image, why);
+    if (r != VM_OK) {
+        vm_unmake(vm);
+        return r;
+    }
+    account(vm, heap_before);
+    *out = vm;
+    return VM_OK;
+}
+
+void vm_publish(struct vm *vm)
+{
+    spin_lock(&list_lock);
+    list_add_tail(&vms, &vm->node);
+    spin_unlock(&list_lock);
 }
 
 static enum vm_result create(const struct config_vm *cfg, const char *name, struct vm **out, char *why)
 {
     if (!ops)
-        return refuse(why, VM_BAD_STATE, "this machine offers no hardware virtualization that we can use (see `log`)");
+        return vm_refuse(why, VM_BAD_STATE, "this machine offers no hardware virtualization that we can use (see `log`)");
     enum vm_result r = check_config(cfg, name, why);
-    if (r != VM_OK)
-        return r;
-    uint64_t heap_before = kheap_bytes_in_use();
-    struct vm *vm = kzalloc(sizeof(*vm));
-    if (!vm)
-        return refuse(why, VM_NO_MEMORY, "no memory for the VM's state");
-    spin_init(&vm->lock, LOCK_RANK_VM, "vm");
-    waitq_init(&vm->state_wait);
-    snprintf(vm->name, sizeof(vm->name), "%s", name);
-    vm->config = *cfg;
-    vm->id = next_id++;
-    vm->vcpu_count = cfg->vcpus;
-    vm->exit_code = -1;
-    vm->created_ns = time_ns();
-    r = build(vm, why);
-    if (r != VM_OK) {
-        vm_free(vm);
-        return r;
-    }
-    account(vm, heap_before);
-    spin_lock(&list_lock);
-    list_add_tail(&vms, &vm->node);
-    spin_unlock(&list_lock);
-    *out = vm;
-    return VM_OK;
+    if (r == VM_OK)
+        r = vm_make(cfg, name, NULL, out, why);
+    if (r == VM_OK)
+        vm_publish(*out);
+    return r;
 }
 
 enum vm_result vm_create(const struct config_vm *cfg, const char *name, struct vm **out, char *why)
 {
-    command_begin();
+    vm_command_begin();
     enum vm_result r = create(cfg, name, out, why);
-    command_end();
+    vm_command_end();
     return r;
 }
 
 /* ---- start, pause, stop ------------------------------------------------------------------------------------------------------------------ */
 
-static enum vm_result bad_state(const struct vm *vm, const char *what, char *why)
+enum vm_result vm_bad_state(const struct vm *vm, const char *what, char *why)
 {
-    return refuse(why, VM_BAD_STATE, "%s is %s and can not be %s", vm->name, vm_state_name(vm->state), what);
+    return vm_refuse(why, VM_BAD_STATE, "%s is %s and can not be %s", vm->name, vm_state_name(vm->state), what);
 }
 
-static void set_state(struct vm *vm, enum vm_state s)
+void vm_set_state(struct vm *vm, enum vm_state s)
 {
     spin_lock(&vm->lock);
     vm->state = s;
@@ -528,8 +610,8 @@ static void set_state(struct vm *vm, enum vm_state s)
 static enum vm_result start(struct vm *vm, char *why)
 {
     if (vm->state != VM_CREATED && vm->state != VM_STOPPED)
-        return bad_state(vm, "started", why);
-    wait_parked(vm);
+        return vm_bad_state(vm, "started", why);
+    vm_wait_parked(vm);
     enum vm_result r = prepare(vm, why);
     if (r != VM_OK) {
         clear_memory(vm);
@@ -542,13 +624,13 @@ static enum vm_result start(struct vm *vm, char *why)
     vm->last_life_triple_faulted = false;
     vm->state = VM_RUNNING;
     spin_unlock(&vm->lock);
-    log_info("vm: %s starts: %lu MiB, %u vCPU%s, %s", vm->name, vm->config.memory_bytes >> 20, vm->vcpu_count, vm->vcpu_count > 1 ? "s" : "",
-             vm->config.kernel);
+    log_info("vm: %s starts: %lu MiB, %u vCPU%s, %s", vm->name, vm->config->memory_bytes >> 20, vm->vcpu_count, vm->vcpu_count > 1 ? "s" : "",
+             vm->config->kernel);
     vm_kick_all(vm);
     return VM_OK;
 }
 
-static enum vm_result pause(struct vm *vm, char *why)
+enum vm_result vm_stand_still(struct vm *vm, char *why)
 {
     spin_lock(&vm->lock);
     bool was_running = vm->state == VM_RUNNING;
@@ -556,28 +638,35 @@ static enum vm_result pause(struct vm *vm, char *why)
         vm->state = VM_PAUSED;
     spin_unlock(&vm->lock);
     if (!was_running)
-        return bad_state(vm, "paused", why);
+        return vm_bad_state(vm, "paused", why);
     vm_kick_all(vm);
     dmm_wake_memory_waiters();
-    wait_parked(vm);
+    vm_wait_parked(vm);
     if (vm->state != VM_PAUSED) /* it ended by itself meanwhile */
-        return bad_state(vm, "paused", why);
+        return vm_bad_state(vm, "paused", why);
     platform->pause(vm, true);
     vm->paused_tsc = time_tsc();
     return VM_OK;
 }
 
-static enum vm_result resume(struct vm *vm, char *why)
+void vm_go_on(struct vm *vm)
 {
-    if (vm->state != VM_PAUSED)
-        return bad_state(vm, "resumed", why);
     uint64_t stood_still = time_tsc() - vm->paused_tsc;
     vm->tsc_offset -= stood_still;
     for (unsigned n = 0; n < vm->vcpu_count; n++)
         vcpu_set_tsc_offset(vm->vcpus[n], vm->vcpus[n]->tsc_offset - stood_still);
     platform->pause(vm, false);
-    set_state(vm, VM_RUNNING);
+    vm_set_state(vm, VM_RUNNING);
     vm_kick_all(vm);
+}
+
+static enum vm_result pause(struct vm *vm, char *why) { return vm_stand_still(vm, why); }
+
+static enum vm_result resume(struct vm *vm, char *why)
+{
+    if (vm->state != VM_PAUSED)
+        return vm_bad_state(vm, "resumed", why);
+    vm_go_on(vm);
     return VM_OK;
 }
 
@@ -586,28 +675,31 @@ static enum vm_result set_scheduling(struct vm *vm, const struct config_vm *cfg,
     enum vm_result r = check_affinity(cfg, vm->vcpu_count, why);
     if (r != VM_OK)
         return r;
+    struct config_vm *own = own_config(vm);
+    if (!own)
+        return vm_refuse(why, VM_NO_MEMORY, "no memory for a configuration of its own");
     for (unsigned n = 0; n < vm->vcpu_count; n++)
         apply_scheduling(vm->vcpus[n], cfg);
-    vm->config.cpu_weight = cfg->cpu_weight;
-    vm->config.cpu_cap = cfg->cpu_cap;
-    memcpy(vm->config.affinity, cfg->affinity, sizeof(vm->config.affinity));
+    own->cpu_weight = cfg->cpu_weight;
+    own->cpu_cap = cfg->cpu_cap;
+    memcpy(own->affinity, cfg->affinity, sizeof(own->affinity));
     return VM_OK;
 }
 
 enum vm_result vm_set_scheduling(struct vm *vm, const struct config_vm *cfg, char *why)
 {
-    command_begin();
+    vm_command_begin();
     enum vm_result r = set_scheduling(vm, cfg, why);
-    command_end();
+    vm_command_end();
     return r;
 }
 
 static enum vm_result stop(struct vm *vm, char *why)
 {
     if (vm->state == VM_CREATED || vm->state == VM_STOPPED)
-        return bad_state(vm, "stopped", why);
+        return vm_bad_state(vm, "stopped", why);
     vm_request_stop(vm, -1, "stopped by command");
-    wait_parked(vm);
+    vm_wait_parked(vm);
     if (vm->state != VM_STOPPED) /* it was paused: nobody was left to do it */
         become_stopped(vm);
     return VM_OK;
@@ -620,21 +712,21 @@ static enum vm_result destroy(struct vm *vm, char *why)
         if (r != VM_OK && vm->state != VM_STOPPED)
             return r;
     }
-    wait_parked(vm);
+    vm_wait_parked(vm);
     spin_lock(&list_lock);
     list_del(&vm->node);
     spin_unlock(&list_lock);
     log_info("vm: %s destroyed", vm->name);
-    vm_free(vm);
+    vm_unmake(vm);
     return VM_OK;
 }
 
 #define LIFE_COMMAND(name)                                                                                 \
     enum vm_result vm_##name(struct vm *vm, char *why)                                                     \
     {                                                                                                      \
-        command_begin();                                                                                   \
+        vm_command_begin();                                                                                   \
         enum vm_result r = name(vm, why);                                                                  \
-        command_end();                                                                                     \
+        vm_command_end();                                                                                     \
         return r;                                                                                          \
     }
 LIFE_COMMAND(start)
@@ -646,17 +738,17 @@ LIFE_COMMAND(destroy)
 
 struct vm *vm_find(const char *name)
 {
-    command_begin();
-    struct vm *vm = find(name);
-    command_end();
+    vm_command_begin();
+    struct vm *vm = vm_lookup(name);
+    vm_command_end();
     return vm;
 }
 
 void vm_for_each(bool (*cb)(struct vm *vm, void *arg), void *arg)
 {
-    command_begin();
+    vm_command_begin();
     list_for_each(vm, &vms, struct vm, node)
         if (!cb(vm, arg))
             break;
-    command_end();
+    vm_command_end();
 }

@@ -31,7 +31,9 @@ struct vcpu_pv {
     struct pv_steal_time *steal; /* (v) pinned; NULL: not enabled */
     uint64_t steal_ns;         /* (v) what the record says */
     uint64_t waited_ns;        /* (v) thread_wait_ns() then */
-    bool steal_due;            /* (v) the thread was switched out since */
+    bool steal_due;            /* (v) the thread was switched out since, or pins are due */
+    bool eoi_pinned;           /* (v) the EOI's word is */
+    bool pins_due;             /* (v) pins were given up while it was parked: take them again */
     volatile bool unhalted;    /* (a) KVM_HC_KICK_CPU came: its next HLT, or the one it is in, is over */
 };
 
@@ -77,7 +79,7 @@ struct vdev_bus;               /* include/hv/vdev.h */
 struct vm {
     uint32_t id;               /* (c) never reused */
     char name[CONFIG_NAME_MAX];/* (c) */
-    struct config_vm config;   /* (c) */
+    const struct config_vm *config; /* (c) pointer; forks share it, and it changes only by a command (vm.c) */
     struct spinlock lock;      /* LOCK_RANK_VM */
     volatile enum vm_state state; /* (l) writers, (a) readers */
     char stop_reason[160];     /* (l) "guest powered off", "triple fault at rip=...", ... */
@@ -101,6 +103,8 @@ struct vm {
     volatile bool dying;       /* (a) vm_destroy(): threads end */
     bool hvm_ready;            /* (c) */
     char reset_reason[64];     /* (l) */
+    struct list_head snapshots;/* of struct vm_snapshot (vm/fork.c): commands only */
+    char forked_from[CONFIG_NAME_MAX]; /* (c) "": made by itself */
     struct list_head node;     /* LOCK_RANK_VM_LIST */
 };
 
@@ -116,12 +120,29 @@ enum vm_result vm_stop(struct vm *vm, char *why);     /* forced power-off; retur
 enum vm_result vm_set_scheduling(struct vm *vm, const struct config_vm *cfg, char *why);
 enum vm_result vm_destroy(struct vm *vm, char *why);  /* stops first; gives back all memory */
 struct vm *vm_find(const char *name);
+
+/* ---- copies (vm/fork.c); as above ----------------------------------------------------------------------------- */
+#define VM_FORK_MAX 256u
+#define VM_SNAPSHOTS_MAX 16u
+/* Makes `count` VMs that are what this one, running or paused, is now, and start unless `paused`. PREFIXn with the lowest free numbers n;
+ * prefix NULL: NAME-f. All or none; this VM goes on in any case. */
+enum vm_result vm_fork(struct vm *vm, const char *prefix, unsigned count, bool paused, struct vm **children, char *why);
+enum vm_result vm_snapshot(struct vm *vm, const char *name, char *why);
+/* A VM that has stopped runs again. */
+enum vm_result vm_restore(struct vm *vm, const char *name, char *why);
+enum vm_result vm_snapshot_delete(struct vm *vm, const char *name, char *why);
+struct vm_snapshot_info { const char *name; uint64_t taken_ns /* time_ns() */, own_pages /* that nobody else holds */; };
+/* Oldest first; index from 0. False: there are no more. */
+bool vm_snapshot_info(struct vm *vm, unsigned index, struct vm_snapshot_info *out);
 void vm_for_each(bool (*cb)(struct vm *vm, void *arg), void *arg);
 const char *vm_state_name(enum vm_state s);
 const char *vcpu_state_name(enum vcpu_state s);
 /* From vCPU threads and device models (any context but interrupt): ask for the end of the VM. First reason wins. */
 void vm_request_stop(struct vm *vm, int exit_code, const char *fmt, ...) PRINTF_LIKE(3, 4);
 void vm_request_reset(struct vm *vm, const char *why);
+/* Memory of a VM that not every VM needs, and that is its overhead from then on: *slot, unless another vCPU was faster; NULL still: there is
+ * none. In whole pages. vCPU threads. */
+void vm_alloc_late(struct vm *vm, void **slot, size_t bytes);
 /* Set once at boot by core/main.c. */
 void vm_init(const struct hvm_ops *ops, const struct boot_info *bi);
 const struct hvm_ops *hvm(void);
@@ -172,6 +193,14 @@ struct vm_platform_ops { /* set once by core/main.c */
     void (*vcpu_reset)(struct vcpu *v);
     /* Writes firmware tables (ACPI) into guest memory; returns the gpa of the RSDP, 0 if there is none. */
     uint64_t (*write_firmware_tables)(struct vm *vm);
+    /* What a copy of a VM must have of its devices, and of a vCPU's local APIC, in so many bytes. The VM is paused and its vCPUs are parked. */
+    size_t saved_bytes, vcpu_saved_bytes;
+    void (*save)(struct vm *vm, void *out);
+    void (*load)(struct vm *vm, const void *in);
+    void (*vcpu_save)(struct vcpu *v, void *out);
+    void (*vcpu_load)(struct vcpu *v, const void *in);
+    /* Gives the guest another generation id and tells it. vCPUs parked. False: no frame for its page. */
+    bool (*change_generation)(struct vm *vm);
     /* MSRs the platform owns (APIC base, x2APIC range, TSC deadline). False: not mine. *gp: inject #GP. */
     bool (*rdmsr)(struct vcpu *v, uint32_t msr, uint64_t *value, bool *gp);
     bool (*wrmsr)(struct vcpu *v, uint32_t msr, uint64_t value, bool *gp);

@@ -26,6 +26,8 @@ void cpuid_vm_fini(struct vm *vm);
 bool cpuid_vm_shows(const struct vm *vm, uint32_t feature /* enum cpuid_feature */);
 
 /* ---- msr.c, pv*.c, cr.c: each handler leaves RIP behind the instruction or has injected an exception ---------------------- */
+#define VCPU_MTRR_VARIABLE 8u
+struct vcpu_msrs { uint64_t mtrr_var[2 * VCPU_MTRR_VARIABLE], mtrr_fix[11], mtrr_def_type; };
 bool msr_vcpu_init(struct vcpu *v);
 void msr_vcpu_fini(struct vcpu *v);
 void msr_vcpu_reset(struct vcpu *v);
@@ -37,7 +39,8 @@ enum pv_msr_result pv_wrmsr(struct vcpu *v, uint32_t msr, uint64_t value);
 /* Power-on state, no pin left: before the VM's memory is cleared. The vCPU is parked. */
 void pv_vcpu_reset(struct vcpu *v);
 void pv_vcpu_init_signal(struct vcpu *v);  /* INIT */
-void pv_record_steal(struct vcpu *v);      /* before an entry, if v->pv.steal_due */
+/* If v->pv.steal_due: the record is brought up to date, after pins that are due were taken. False: has waited for memory, look around. */
+bool pv_before_entry(struct vcpu *v);
 void pv_switched_out(struct vcpu *v);      /* the thread's switch_out hook; interrupts off */
 void pv_refresh(struct vcpu *v);           /* after its TSC offset has changed */
 void pv_hypercall(struct vcpu *v);

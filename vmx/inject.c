@@ -13,6 +13,7 @@
  */
 #include "vmx/vmx.h"
 
+#include "lib/string.h"
 #include "x86/idt.h"
 
 #define SHADOW (VMX_BLOCKED_BY_STI | VMX_BLOCKED_BY_MOV_SS)
@@ -138,4 +139,50 @@ void vmx_inject_exited(struct vcpu *v)
         s->event_len = (uint8_t)vmread(VMCS_EXIT_INSTRUCTION_LENGTH);
     if (VMX_EVENT_TYPE(event) == VMX_EVENT_NMI) /* its delivery blocked NMIs, itself included */
         vmwrite(VMCS_INTERRUPTIBILITY, vmread(VMCS_INTERRUPTIBILITY) & ~(uint64_t)VMX_BLOCKED_BY_NMI);
+}
+
+/* ---- a vCPU's copy -------------------------------------------------------------------------------------------------------- */
+
+/* RFLAGS are those that PENDING_DEBUG goes with (vmx_inject_entering). The PDPTEs may differ from what is in memory by now. */
+struct vmx_saved {
+    uint64_t interruptibility, pending_debug, rflags, pdpte[4];
+    uint32_t event, event_error;
+    uint8_t event_len;
+    bool pdptes_stale;
+};
+_Static_assert(sizeof(struct vmx_saved) <= HVM_SAVED_BYTES, "struct hvm_saved");
+
+static enum vmcs_field pdpte_field(unsigned n) { return (enum vmcs_field)(VMCS_GUEST_PDPTE0 + 2 * n); }
+
+void vmx_save(struct vcpu *v, struct hvm_saved *out)
+{
+    const struct vmx_vcpu *s = vmx_of(v);
+    vmx_current(v);
+    struct vmx_saved saved = {
+        .interruptibility = vmread(VMCS_INTERRUPTIBILITY), .pending_debug = vmread(VMCS_PENDING_DEBUG), .rflags = s->rflags, .event = s->event,
+        .event_error = s->event_error, .event_len = s->event_len, .pdptes_stale = s->pdptes_stale,
+    };
+    for (unsigned n = 0; n < ARRAY_SIZE(saved.pdpte); n++)
+        saved.pdpte[n] = vmread(pdpte_field(n));
+    memcpy(out->bytes, &saved, sizeof(saved));
+}
+
+void vmx_load(struct vcpu *v, const struct hvm_saved *in)
+{
+    struct vmx_vcpu *s = vmx_of(v);
+    struct vmx_saved saved;
+    memcpy(&saved, in->bytes, sizeof(saved));
+    vmx_current(v);
+    vmwrite(VMCS_INTERRUPTIBILITY, saved.interruptibility);
+    vmwrite(VMCS_PENDING_DEBUG, saved.pending_debug);
+    vmwrite(VMCS_ACTIVITY_STATE, 0); /* HLT and the others exit */
+    vmwrite(VMCS_GUEST_RFLAGS, s->rflags = saved.rflags);
+    for (unsigned n = 0; n < ARRAY_SIZE(saved.pdpte); n++)
+        vmwrite(pdpte_field(n), saved.pdpte[n]);
+    s->pdptes_stale = saved.pdptes_stale;
+    s->event = saved.event;
+    s->event_error = saved.event_error;
+    s->event_len = saved.event_len;
+    vmx_request_irq_window(v, false);
+    vmx_request_nmi_window(v, false);
 }

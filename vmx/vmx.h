@@ -125,6 +125,8 @@ bool vmx_nmi_blocked(struct vcpu *v);
 void vmx_request_nmi_window(struct vcpu *v, bool on);
 void vmx_set_pause_exits(struct vcpu *v, bool on);
 void vmx_clear_interrupt_shadow(struct vcpu *v);
+void vmx_save(struct vcpu *v, struct hvm_saved *out);
+void vmx_load(struct vcpu *v, const struct hvm_saved *in);
 /* The VMCS is current. */
 static inline void vmx_clear_shadow(void)
 {

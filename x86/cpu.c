@@ -41,6 +41,17 @@ bool cpu_has(enum cpuid_feature f)
     return reg_of(cpu_leaf(cpuid_feature_leaf(f), cpuid_feature_subleaf(f)), cpuid_feature_reg(f)) & cpuid_feature_mask(f);
 }
 
+/* RDRAND may fail transiently (Intel SDM 1, 7.3.17.1: retry ten times); without it the TSC is what differs between boots. */
+uint64_t cpu_random(void)
+{
+    uint64_t value = 0;
+    uint8_t ok = 0;
+    if (cpu_has(CPUID_RDRAND))
+        for (int i = 0; i < 10 && !ok; i++)
+            asm volatile("rdrand %0\n setc %1" : "=r"(value), "=qm"(ok) :: "cc");
+    return value ^ rdtsc() * UINT64_C(0x9e3779b97f4a7c15);
+}
+
 static const char *feature_name(enum cpuid_feature f)
 {
     for (size_t i = 0; i < ARRAY_SIZE(feature_names); i++)

@@ -263,6 +263,7 @@ static inline void clac(void) { asm volatile("clac" ::: "memory", "cc"); }
 bool cpu_has(enum cpuid_feature f);
 /* As CPUID answers, zero for leaves above the CPU's maximum (which would repeat another leaf). */
 struct cpuid cpu_leaf(uint32_t leaf, uint32_t subleaf);
+uint64_t cpu_random(void); /* from the CPU's generator; without one it differs from call to call, no more */
 
 enum cpu_vendor { CPU_VENDOR_OTHER, CPU_VENDOR_AMD /* and Hygon */, CPU_VENDOR_INTEL /* and Zhaoxin */ };
 

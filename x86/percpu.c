@@ -18,17 +18,6 @@ unsigned cpu_count(void) { return __atomic_load_n(&area_count, __ATOMIC_ACQUIRE)
 
 struct percpu *percpu_of(unsigned id) { return id < cpu_count() ? areas[id] : NULL; }
 
-/* RDRAND may fail transiently (Intel SDM 1, 7.3.17.1: retry ten times); without it the TSC is what differs between boots. */
-static uint64_t early_random(void)
-{
-    uint64_t value = 0;
-    uint8_t ok = 0;
-    if (cpu_has(CPUID_RDRAND))
-        for (int i = 0; i < 10 && !ok; i++)
-            asm volatile("rdrand %0\n setc %1" : "=r"(value), "=qm"(ok) :: "cc");
-    return value ^ rdtsc() * UINT64_C(0x9e3779b97f4a7c15);
-}
-
 bool percpu_add(struct percpu *area, unsigned apic_id)
 {
     if (!area || area_count == MAX_PCPUS)
@@ -52,5 +41,5 @@ __attribute__((no_stack_protector)) void percpu_init_boot(void)
     percpu_add(&boot_area, cpuid(CPUID_LEAF_FEATURES, 0).ebx >> 24);
     percpu_install(&boot_area);
     /* A zero low byte: a string that overruns its buffer cannot write it and go on. */
-    __stack_chk_guard = early_random() & ~UINT64_C(0xff);
+    __stack_chk_guard = cpu_random() & ~UINT64_C(0xff);
 }

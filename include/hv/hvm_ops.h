@@ -26,6 +26,11 @@ struct vcpu_sregs {
     uint64_t star, lstar, cstar, sfmask, kernel_gs_base, sysenter_cs, sysenter_esp, sysenter_eip;
 };
 
+/* What a back end keeps of a parked vCPU beside its registers: the event for the next entry, and what holds others back. Its own words; only
+ * the back end that wrote it reads it. */
+#define HVM_SAVED_BYTES 96
+struct hvm_saved { _Alignas(8) uint8_t bytes[HVM_SAVED_BYTES]; };
+
 enum vcpu_reg { VCPU_CR0, VCPU_CR2, VCPU_CR3, VCPU_CR4, VCPU_EFER, VCPU_DR6, VCPU_DR7, VCPU_PAT, VCPU_STAR, VCPU_LSTAR, VCPU_CSTAR,
     VCPU_SFMASK, VCPU_KERNEL_GS_BASE, VCPU_FS_BASE, VCPU_GS_BASE, VCPU_SYSENTER_CS, VCPU_SYSENTER_ESP, VCPU_SYSENTER_EIP };
 
@@ -64,6 +69,9 @@ enum vcpu_reg { VCPU_CR0, VCPU_CR2, VCPU_CR3, VCPU_CR4, VCPU_EFER, VCPU_DR6, VCP
     OP(void, set_tsc_offset, (struct vcpu *vcpu, uint64_t offset))                                         \
     OP(void, set_cr8, (struct vcpu *vcpu, uint8_t tpr_class)) /* vlapic TPR changed */                      \
     OP(uint8_t, get_cr8, (struct vcpu *vcpu))                                                              \
+    /* Of a parked vCPU. load() comes after set_sregs() and leaves no window asked for. */                  \
+    OP(void, save, (struct vcpu *vcpu, struct hvm_saved *out))                                             \
+    OP(void, load, (struct vcpu *vcpu, const struct hvm_saved *in))                                        \
     /* The control block beyond the registers, a line at a time, for reports. */                                              \
     OP(void, dump, (struct vcpu *vcpu, void (*line)(const char *)))
 

@@ -20,14 +20,14 @@ typedef void vdev_mmio_fn(struct vcpu *v, void *dev, uint64_t offset, unsigned s
 struct vdev_bus *vdev_bus_create(void);
 void vdev_bus_destroy(struct vdev_bus *b);
 /* False if it overlaps a range already there or the table is full (limits VDEV_MAX_*). Before the VM runs. */
-bool vdev_bus_add_pio(struct vdev_bus *b, uint16_t first, uint16_t count, vdev_pio_fn *fn, void *dev, const char *name);
-bool vdev_bus_add_mmio(struct vdev_bus *b, uint64_t gpa, uint64_t size, vdev_mmio_fn *fn, void *dev, const char *name);
+bool vdev_bus_add_pio(struct vdev_bus *b, uint16_t first, uint16_t count, vdev_pio_fn *fn, void *dev);
+bool vdev_bus_add_mmio(struct vdev_bus *b, uint64_t gpa, uint64_t size, vdev_mmio_fn *fn, void *dev);
 /* vm/ side. pio never fails (open bus); mmio returns false if no range covers gpa..gpa+size. */
 void vdev_bus_pio(struct vdev_bus *b, struct vcpu *v, uint16_t port, unsigned size, bool in, uint32_t *val);
 bool vdev_bus_mmio(struct vdev_bus *b, struct vcpu *v, uint64_t gpa, unsigned size, bool write, uint64_t *val);
 bool vdev_bus_is_mmio(const struct vdev_bus *b, uint64_t gpa);
 #define VDEV_MAX_PIO 48
-#define VDEV_MAX_MMIO 32
+#define VDEV_MAX_MMIO 24
 
 /* The guest's serial console (vdev/vuart.c), used by `vm console` and by tests. */
 struct vuart_console {

@@ -354,7 +354,7 @@ void dmm_space_usage(const struct dmm_space *s, struct dmm_usage *out)
     out->empty = s->ram_pages - out->resident - out->image_shared - out->shared - out->zero - out->inherited;
 }
 
-void dmm_space_add_overhead(struct dmm_space *s, uint64_t heap_bytes) { s->heap_bytes += heap_bytes; }
+void dmm_space_add_overhead(struct dmm_space *s, uint64_t heap_bytes) { __atomic_fetch_add(&s->heap_bytes, heap_bytes, __ATOMIC_RELAXED); }
 
 struct cause_sum { enum dmm_fault_cause cause; struct dmm_hist hist; };
 

@@ -1,4 +1,4 @@
-/* FUZZ-SOURCES: vdev/platform.c vdev/vlapic.c vdev/vpic.c vdev/vioapic.c vdev/vpit.c vdev/vrtc.c vdev/vuart.c vdev/vpmtimer.c vdev/vreset.c vdev/vdebugexit.c vdev/acpi_tables.c */
+/* FUZZ-SOURCES: vdev/platform.c vdev/vlapic.c vdev/vpic.c vdev/vioapic.c vdev/vpit.c vdev/vrtc.c vdev/vuart.c vdev/vpmtimer.c vdev/vreset.c vdev/vgenid.c vdev/vdebugexit.c vdev/acpi_tables.c */
 /* Every device at once: the input is a program of port, MMIO and MSR accesses, lines, time and pauses by two vCPUs. */
 #include "tests/unit/fake/vdev_fakes.h"
 

@@ -65,7 +65,7 @@ static void add_ports(struct vdev_bus *b, unsigned *added)
 {
     uint32_t first = random_u32() % 16 ? random_u32() % 400 : 65536 - 1 - random_u32() % 8, count = random_u32() % 12;
     bool good = count && first + count <= 65536 && free_ports(first, count) && *added < VDEV_MAX_PIO;
-    assert_int_equal(vdev_bus_add_pio(b, (uint16_t)first, (uint16_t)count, port_handler, &devices[*added + 1], "x"), good);
+    assert_int_equal(vdev_bus_add_pio(b, (uint16_t)first, (uint16_t)count, port_handler, &devices[*added + 1]), good);
     if (good)
         memset(port_owner + first, (int)++*added, count);
 }
@@ -114,14 +114,14 @@ static void test_mmio(void **state)
     struct vdev_bus *b = vdev_bus_create();
     unsigned added = 0;
     memset(mmio_owner, 0, sizeof(mmio_owner));
-    assert_false(vdev_bus_add_mmio(b, UINT64_MAX - 3, 8, mmio_handler, devices, "wraps"));
-    assert_false(vdev_bus_add_mmio(b, MMIO_BASE, 0, mmio_handler, devices, "empty"));
+    assert_false(vdev_bus_add_mmio(b, UINT64_MAX - 3, 8, mmio_handler, devices));
+    assert_false(vdev_bus_add_mmio(b, MMIO_BASE, 0, mmio_handler, devices));
     for (unsigned n = 0; n < 500; n++) {
         uint32_t first = random_u32() % (MMIO_BYTES - 300), size = 1 + random_u32() % 256;
         bool good = added < VDEV_MAX_MMIO;
         for (uint32_t k = first; k < first + size; k++)
             good &= !mmio_owner[k];
-        assert_int_equal(vdev_bus_add_mmio(b, MMIO_BASE + first, size, mmio_handler, &devices[added + 1], "x"), good);
+        assert_int_equal(vdev_bus_add_mmio(b, MMIO_BASE + first, size, mmio_handler, &devices[added + 1]), good);
         if (good)
             memset(mmio_owner + first, (int)++added, size);
     }

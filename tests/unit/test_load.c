@@ -54,6 +54,7 @@ enum dmm_fault_result dmm_map_boot_file(struct dmm_space *s, gfn_t first, mfn_t 
 
 static struct boot_info *bi;
 static struct vm *vm;
+static struct config_vm *config;
 static struct load_entry entry;
 static char why[LOAD_WHY_MAX];
 
@@ -80,8 +81,9 @@ static int setup(void **state)
     guest = calloc(1, GUEST_BYTES);
     bi = calloc(1, sizeof *bi);
     vm = calloc(1, sizeof *vm);
-    vm->config.memory_bytes = GUEST_BYTES;
-    strcpy(vm->config.kernel, "kernel");
+    vm->config = config = calloc(1, sizeof *config);
+    config->memory_bytes = GUEST_BYTES;
+    strcpy(config->kernel, "kernel");
     mapped_pages = written_bytes = 0;
     no_frames = false;
     return 0;
@@ -94,6 +96,7 @@ static int teardown(void **state)
         free((void *)(uintptr_t)bi->files[k].hpa);
     free(guest);
     free(bi);
+    free(config);
     free(vm);
     return 0;
 }
@@ -166,8 +169,8 @@ static void test_bzimage(void **state)
     (void)state;
     uint8_t *k = make_bzimage(39), *rd = add_file("rd", 10000);
     fill(rd, 10000, 9);
-    strcpy(vm->config.initrd, "rd");
-    strcpy(vm->config.cmdline, "console=ttyS0");
+    strcpy(config->initrd, "rd");
+    strcpy(config->cmdline, "console=ttyS0");
     loads();
     assert_int_equal(entry.rip, 0x1000200);
     assert_memory_equal(guest + 0x1000000, k + 0x5000, BZ_SIZE - 0x5000);
@@ -229,8 +232,8 @@ static void test_bzimage_refused(void **state)
     for (unsigned k = 0; k < ARRAY_SIZE(spoils); k++) {
         uint8_t *p = make_bzimage(39);
         add_file("rd", 10000);
-        strcpy(vm->config.initrd, "rd");
-        strcpy(vm->config.cmdline, "quiet");
+        strcpy(config->initrd, "rd");
+        strcpy(config->cmdline, "quiet");
         put(p + spoils[k].offset, spoils[k].value, spoils[k].size);
         refuses(spoils[k].result, spoils[k].text);
         teardown(state);
@@ -243,17 +246,17 @@ static void test_bzimage_refused(void **state)
     refuses(LOAD_BAD_IMAGE, "setup header: the file has only 576 bytes");
     bi->files[0].size = 0;
     refuses(LOAD_BAD_IMAGE, "neither a bzImage");
-    strcpy(vm->config.kernel, "absent");
+    strcpy(config->kernel, "absent");
     refuses(LOAD_NO_SUCH_FILE, "absent: no such file");
-    strcpy(vm->config.kernel, "kernel");
+    strcpy(config->kernel, "kernel");
     bi->files[0].size = BZ_SIZE;
     no_frames = true;
     refuses(LOAD_NO_MEMORY, "kernel: out of memory");
     no_frames = false;
-    strcpy(vm->config.initrd, "absent");
+    strcpy(config->initrd, "absent");
     refuses(LOAD_NO_SUCH_FILE, "absent: no such file");
-    vm->config.initrd[0] = 0;
-    vm->config.module_count = 1;
+    config->initrd[0] = 0;
+    config->module_count = 1;
     refuses(LOAD_BAD_IMAGE, "module = is for multiboot and PVH");
 }
 
@@ -311,11 +314,11 @@ static void check_pvh(bool is64)
     uint8_t *rd = add_file("rd", 5000), *mod = add_file("mod", 1);
     fill(rd, 5000, 5);
     mod[0] = 42;
-    strcpy(vm->config.initrd, "rd");
-    vm->config.module_count = 1;
-    strcpy(vm->config.modules[0].file, "mod");
-    strcpy(vm->config.modules[0].args, "a b");
-    strcpy(vm->config.cmdline, "hello");
+    strcpy(config->initrd, "rd");
+    config->module_count = 1;
+    strcpy(config->modules[0].file, "mod");
+    strcpy(config->modules[0].args, "a b");
+    strcpy(config->cmdline, "hello");
     loads();
     assert_int_equal(entry.rip, 0x1000040);
     assert_memory_equal(guest + 0x1000000, k + 0x2000, 0x4800);
@@ -412,10 +415,10 @@ static void check_multiboot_info(void)
 static void with_module(void)
 {
     add_file("m", 4097)[4096] = 77;
-    vm->config.module_count = 1;
-    strcpy(vm->config.modules[0].file, "m");
-    strcpy(vm->config.modules[0].args, "args of it");
-    strcpy(vm->config.cmdline, "one two");
+    config->module_count = 1;
+    strcpy(config->modules[0].file, "m");
+    strcpy(config->modules[0].args, "args of it");
+    strcpy(config->cmdline, "one two");
 }
 
 static void check_multiboot_elf(bool is64)
@@ -501,7 +504,7 @@ static void test_placement(void **state)
     check_multiboot_info();
     uint64_t start = num(guest + num(guest + entry.gpr[GPR_RBX] + 24, 4), 4);
     assert_int_equal(start, base - 0x2000);
-    vm->config.memory_bytes = MIB(1);
+    config->memory_bytes = MIB(1);
     refuses(LOAD_DOES_NOT_FIT, "does not fit");
 }
 

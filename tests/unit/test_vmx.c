@@ -376,6 +376,57 @@ static void a_guest_with_interrupts_off_is_bounded(void **state)
     assert_int_equal(host_vmcs[VMCS_PREEMPTION_TIMER], UINT32_MAX);
 }
 
+/* What the next entry is given must not depend on whose VMCS it is, nor on what that held before. */
+static void a_copy_is_entered_like_the_original(void **state)
+{
+    (void)state;
+    srand(6);
+    for (unsigned n = 0; n < 20000; n++) {
+        struct vcpu_sregs sregs = random_sregs(), again;
+        struct hvm_saved saved, saved_again;
+        memset(&saved, 0, sizeof(saved)), memset(&saved_again, 0, sizeof(saved_again));
+        vmx_set_sregs(&v, &sregs);
+        vmx_get_sregs(&v, &sregs);
+        s.rflags = 2 | (rand() & (RFLAGS_TF | RFLAGS_IF));
+        v.rflags = s.rflags ^ (rand() % 4 ? 0 : RFLAGS_TF);
+        unsigned shadow = (unsigned)rand() % 3;
+        host_vmcs[VMCS_INTERRUPTIBILITY] = shadow | (rand() & 8);
+        host_vmcs[VMCS_PENDING_DEBUG] = shadow && (s.rflags & RFLAGS_TF) ? BIT64(14) : 0;
+        s.pdptes_stale = rand() & 1;
+        for (unsigned k = 0; k < 4; k++)
+            host_vmcs[VMCS_GUEST_PDPTE0 + 2 * k] = random64();
+        s.event = 0;
+        struct vm_event ev = {.type = rand() & 1 ? VM_EVENT_EXCEPTION : VM_EVENT_NONE, .vector = X86_GP, .has_error = true, .error_code = (uint32_t)rand()};
+        assert_true(vmx_inject(&v, &ev));
+        vmx_save(&v, &saved);
+
+        uint64_t vmcs[0x8000];
+        struct vmx_vcpu mine = s;
+        memcpy(vmcs, host_vmcs, sizeof(vmcs));
+        vmx_inject_entering(&v); /* the original goes on */
+        uint64_t event = host_vmcs[VMCS_ENTRY_INTERRUPTION], error = host_vmcs[VMCS_ENTRY_ERROR_CODE], debug = host_vmcs[VMCS_PENDING_DEBUG];
+        memset(host_vmcs, rand(), sizeof(host_vmcs)); /* another VMCS, with a past */
+        s.event = (uint32_t)rand(), s.rflags = random64(), s.pdptes_stale = true, s.proc_controls |= VMX_PROC_IRQ_WINDOW | VMX_PROC_NMI_WINDOW;
+        host_vmcs[VMCS_ENTRY_INTERRUPTION] = host_vmcs[VMCS_ENTRY_ERROR_CODE] = 0;
+        vmx_set_sregs(&v, &sregs);
+        vmx_load(&v, &saved);
+        assert_int_equal(s.proc_controls & (VMX_PROC_IRQ_WINDOW | VMX_PROC_NMI_WINDOW), 0);
+        vmx_get_sregs(&v, &again);
+        assert_memory_equal(&sregs, &again, sizeof(sregs));
+        vmx_save(&v, &saved_again);
+        assert_memory_equal(&saved, &saved_again, sizeof(saved));
+        for (unsigned k = 0; k < 4; k++)
+            assert_int_equal(host_vmcs[VMCS_GUEST_PDPTE0 + 2 * k], vmcs[VMCS_GUEST_PDPTE0 + 2 * k]);
+        assert_true(s.event == mine.event && s.event_error == mine.event_error && s.pdptes_stale == mine.pdptes_stale);
+        vmx_inject_entering(&v);
+        judge_event();
+        if (event & BIT64(31))
+            assert_true(host_vmcs[VMCS_ENTRY_INTERRUPTION] == event && (!(event & BIT64(11)) || host_vmcs[VMCS_ENTRY_ERROR_CODE] == error));
+        assert_int_equal(host_vmcs[VMCS_PENDING_DEBUG], debug);
+        fresh(NULL);
+    }
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup(f, fresh)
@@ -383,7 +434,7 @@ int main(void)
         TEST(any_registers_can_be_entered), TEST(what_goes_in_comes_out), TEST(cr8_with_and_without_a_tpr_shadow),
         TEST(page_directory_pointers_are_loaded_when_the_mode_has_them), TEST(the_msr_bitmap_lets_through_just_what_is_the_guests),
         TEST(any_event_can_be_entered), TEST(a_delivery_that_ended_in_an_exit_is_repeated), TEST(an_iret_that_faulted_has_not_unblocked_nmis),
-        TEST(windows_and_shadow), TEST(a_guest_with_interrupts_off_is_bounded),
+        TEST(a_copy_is_entered_like_the_original), TEST(windows_and_shadow), TEST(a_guest_with_interrupts_off_is_bounded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,4 @@
-/* TEST-SOURCES: vdev/platform.c vdev/vlapic.c vdev/vpic.c vdev/vioapic.c vdev/vpit.c vdev/vrtc.c vdev/vuart.c vdev/vpmtimer.c vdev/vreset.c vdev/vdebugexit.c vdev/acpi_tables.c */
+/* TEST-SOURCES: vdev/platform.c vdev/vlapic.c vdev/vpic.c vdev/vioapic.c vdev/vpit.c vdev/vrtc.c vdev/vuart.c vdev/vpmtimer.c vdev/vreset.c vdev/vgenid.c vdev/vdebugexit.c vdev/acpi_tables.c */
 /* 16550: console ring, input, THRE and receive interrupts, loopback. Also the small ports: ACPI PM, resets, debug exit. */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -85,6 +85,8 @@ static UNUSED unsigned fake_advance(uint64_t ns) /* returns the number of callba
     return fired;
 }
 
+NORETURN void panic(const char *fmt, ...) { fprintf(stderr, "panic: %s\n", fmt); abort(); }
+uint64_t cpu_random(void) { static uint64_t n; return ++n * UINT64_C(0x9e3779b97f4a7c15); }
 void *kzalloc(size_t bytes) { return calloc(1, bytes); }
 void kfree(void *p) { free(p); }
 
@@ -98,6 +100,8 @@ enum dmm_fault_result dmm_write_guest(struct dmm_space *s, uint64_t gpa, const v
     return DMM_FAULT_RETRY;
 }
 #endif
+void vm_alloc_late(struct vm *vm, void **slot, size_t bytes) { (void)vm; FAKE_CHECK(fake_locks == 0 && !*slot); *slot = calloc(1, bytes); }
+void dmm_wait(struct dmm_space *s, gfn_t gfn, uint64_t timeout_ns) { (void)s, (void)gfn, (void)timeout_ns; }
 
 void vcpu_kick(struct vcpu *v) { v->kick_pending = true; fake_kicks++; }
 static uint8_t fake_cr8;
@@ -121,26 +125,27 @@ void vm_request_reset(struct vm *vm, const char *why) { FAKE_CHECK(fake_locks ==
 
 struct vdev_bus { struct { uint64_t at, size; vdev_pio_fn *pio; vdev_mmio_fn *mmio; void *dev; } range[64]; unsigned n; };
 struct vdev_bus *vdev_bus_create(void) { return calloc(1, sizeof(struct vdev_bus)); }
-bool vdev_bus_add_pio(struct vdev_bus *b, uint16_t first, uint16_t count, vdev_pio_fn *fn, void *dev, const char *name)
+bool vdev_bus_add_pio(struct vdev_bus *b, uint16_t first, uint16_t count, vdev_pio_fn *fn, void *dev)
 {
-    FAKE_CHECK(name && b->n < 64);
+    FAKE_CHECK(b->n < 64);
     b->range[b->n].at = first, b->range[b->n].size = count, b->range[b->n].pio = fn, b->range[b->n++].dev = dev;
     return true;
 }
-bool vdev_bus_add_mmio(struct vdev_bus *b, uint64_t gpa, uint64_t size, vdev_mmio_fn *fn, void *dev, const char *name)
+bool vdev_bus_add_mmio(struct vdev_bus *b, uint64_t gpa, uint64_t size, vdev_mmio_fn *fn, void *dev)
 {
-    FAKE_CHECK(name && b->n < 64);
+    FAKE_CHECK(b->n < 64);
     b->range[b->n].at = gpa, b->range[b->n].size = size, b->range[b->n].mmio = fn, b->range[b->n++].dev = dev;
     return true;
 }
+
+static const struct config_vm fake_config = {.debug_exit = true, .memory_bytes = MIB(128)};
 
 static struct vm *fake_vm(unsigned vcpus)
 {
     struct vm *vm = calloc(1, sizeof *vm);
     char why[160];
     vm->bus = vdev_bus_create();
-    vm->config.debug_exit = true;
-    vm->config.memory_bytes = MIB(128);
+    vm->config = &fake_config;
     vm->vcpus = calloc(vcpus, sizeof *vm->vcpus);
     vm->vcpu_count = vcpus;
     FAKE_CHECK(vdev_platform_ops.create(vm, why));

@@ -23,7 +23,10 @@
 #include "mm/early.h"
 #include "mm/mm.h"
 #include "policies/churn.h"
+#include "policies/dedup.h"
 #include "policies/demand.h"
+#include "policies/insurance.h"
+#include "policies/large.h"
 #include "vdev/platform.h"
 #include "vm/vm.h"
 #include "x86/cpu.h"
@@ -36,7 +39,7 @@ NORETURN void core_main(struct boot_info *loader_bi);
 
 static struct boot_info boot_info; /* our copy: the loader's goes back to the allocator */
 static char *config_text;
-static struct thread boot_thread, console_thread_, zero_thread, churn_thread_;
+static struct thread boot_thread, console_thread_, zero_thread, churn_thread_, dedup_thread_, insurance_thread_, large_thread_;
 
 static const struct core_power_ops power_ops = {.reboot = power_reboot, .off = power_off};
 
@@ -186,8 +189,14 @@ NORETURN void core_main(struct boot_info *loader_bi)
     cmd_core_init(&boot_info, &power_ops);
     demand_policy_init();
     churn_policy_init();
+    dedup_policy_init();
+    insurance_policy_init();
+    large_policy_init();
     start_thread(&zero_thread, "zero", THREAD_PRIO_IDLE, dmm_zero_thread, NULL);
     start_thread(&churn_thread_, "churn", THREAD_PRIO_POLICY, churn_thread, NULL);
+    start_thread(&dedup_thread_, "dedup", THREAD_PRIO_POLICY, dedup_thread, NULL);
+    start_thread(&insurance_thread_, "insurance", THREAD_PRIO_POLICY, insurance_thread, NULL);
+    start_thread(&large_thread_, "large", THREAD_PRIO_POLICY, large_thread, NULL);
     start_thread(&boot_thread, "boot", THREAD_PRIO_POLICY, boot_thread_main, NULL);
     sched_start();
 }

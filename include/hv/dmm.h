@@ -162,6 +162,8 @@ const char *dmm_group_name(unsigned group);                /* NULL: there is non
 bool dmm_group_secure(unsigned group);
 void dmm_group_set_secure(unsigned group, bool secure);
 unsigned dmm_space_group(const struct dmm_space *s);
+/* What it shares with, as one number: spaces of one group have the same, any other its own. */
+uint64_t dmm_space_domain(const struct dmm_space *s);
 
 /*
  * A scan sees one 2 MiB region at a time, of a space that was acquired. A private page is dirty (written to since it was aged), fresh (not
@@ -178,12 +180,16 @@ struct dmm_scan {
     uint16_t note;       /* dmm_scan_note(), 0 at first */
     struct dmm_scan_page page[LARGE_PAGES]; /* the `fresh` ones, which from now on are unchanged */
 };
-/* Dirty pages, and accessed ones, are clean from now on; returns how many were dirty. No CPU is told: what writes through an old translation
- * may go unnoticed until the next flush, which costs a chance and no correctness. */
+/* Dirty pages, and accessed ones, are clean from now on; returns how many were dirty. CPUs hear of it at their next entry to the guest: what one
+ * writes through an old translation before may go unnoticed, which costs a chance and no correctness. */
 unsigned dmm_scan_age(struct dmm_space *s, gfn_t region);
 /* False: there is nothing in this region that could be scanned (no RAM, nothing mapped, or still inherited). */
 bool dmm_scan_region(struct dmm_space *s, gfn_t region, struct dmm_scan *out);
 void dmm_scan_note(struct dmm_space *s, gfn_t region, uint16_t note);
+uint16_t dmm_scan_get_note(struct dmm_space *s, gfn_t region);
+/* How a region is used, without listing anything. False: nothing is mapped there. */
+struct dmm_survey { bool large; uint16_t private_pages, accessed, shared, without /* EMPTY or zero */, other; };
+bool dmm_survey_region(struct dmm_space *s, gfn_t region, struct dmm_survey *out);
 /* Forgets that pages were listed: all are fresh again. */
 void dmm_scan_forget(struct dmm_space *s);
 
@@ -191,11 +197,14 @@ void dmm_scan_forget(struct dmm_space *s);
  * equal keys are worth a comparison, no more. */
 enum dmm_content { DMM_CONTENT_ZERO, DMM_CONTENT_SAME_FILLED /* one 64-bit word */, DMM_CONTENT_DATA };
 struct dmm_digest { enum dmm_content content; uint64_t key; };
+void dmm_digest_init(void); /* once, before the first */
 struct dmm_digest dmm_digest_page(mfn_t mfn);
-/* A 24-bit tag that a private frame keeps until it gets another owner or page; 0: none. For those who remember frames. */
+/* A 24-bit tag that a private frame, or a piece of one of 2 MiB, keeps until it gets another owner or page; 0: none. For those who remember
+ * frames. */
 void dmm_frame_set_tag(mfn_t mfn, gfn_t gfn, uint32_t tag);
 /* Could this frame be merged with, and is its tag (if it is private) this one? */
-bool dmm_frame_is_candidate(mfn_t mfn, uint32_t tag);
+enum dmm_candidate { DMM_CANDIDATE_NONE, DMM_CANDIDATE, DMM_CANDIDATE_IN_LARGE /* merging with it breaks a 2 MiB mapping */ };
+enum dmm_candidate dmm_frame_is_candidate(mfn_t mfn, uint32_t tag);
 
 #define DMM_MERGE_BATCH 64u
 enum dmm_merge_result {
@@ -204,7 +213,7 @@ enum dmm_merge_result {
     DMM_MERGE_ALREADY,     /* the two were one frame before */
     DMM_MERGE_DIFFERENT,   /* the contents are not equal */
     DMM_MERGE_GONE,        /* the page is not what was scanned any more */
-    DMM_MERGE_PARTNER_GONE,/* `with` can not be shared: it belongs to nobody now, is pinned, in a 2 MiB mapping, or a page table */
+    DMM_MERGE_PARTNER_GONE,/* `with` can not be shared: it belongs to nobody now, is pinned, or a page table */
     DMM_MERGE_PINNED,
     DMM_MERGE_FULL,        /* `with` has as many users as a reverse map takes */
     DMM_MERGE_FOREIGN,     /* of another group, and not filled with one word */

@@ -69,7 +69,9 @@ void frame_split_large(mfn_t first)
     debug_assert(head.flags & FRAME_LARGE);
     for (uint64_t n = 0; n < LARGE_PAGES; n++) {
         struct frame *f = frame_of(mfn_add(first, n));
+        uint32_t tag = f->tag; /* each piece has had its own */
         *f = head;
+        f->tag = tag;
         f->flags = 0;
         f->gfn = head.gfn == GFN_NONE ? GFN_NONE : head.gfn + n;
     }

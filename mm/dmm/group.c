@@ -48,3 +48,4 @@ void dmm_group_set_secure(unsigned group, bool secure)
 }
 
 unsigned dmm_space_group(const struct dmm_space *s) { return s->group; }
+uint64_t dmm_space_domain(const struct dmm_space *s) { return s->domain; }

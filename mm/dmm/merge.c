@@ -126,12 +126,15 @@ static bool protect_partner(mfn_t m, struct flush_set *f)
     struct frame now = { .what = __atomic_load_n(&record->what, __ATOMIC_RELAXED), .where = __atomic_load_n(&record->where, __ATOMIC_RELAXED) };
     if (now.type == FRAME_SHARED)
         return true; /* looked at again under its lock */
-    if (now.type != FRAME_GUEST || now.flags & (FRAME_LARGE | FRAME_GUEST_TABLE))
+    if (now.type != FRAME_GUEST || now.flags & FRAME_GUEST_TABLE)
         return false;
     struct dmm_space *t = dmm_space_acquire(now.owner);
     if (!t)
         return false;
-    bool known = in_set(f, t), done = protect_page(t, gfn_of(now.gfn), m) == DMM_MERGE_DONE;
+    gfn_t gfn = gfn_of(now.gfn + (now.flags & FRAME_LARGE ? m.v % LARGE_PAGES : 0));
+    if (now.flags & FRAME_LARGE)
+        dmm_break_large(t, gfn);
+    bool known = in_set(f, t), done = protect_page(t, gfn, m) == DMM_MERGE_DONE;
     if (done && !known)
         f->space[f->count++] = t; /* keeps what was acquired */
     else

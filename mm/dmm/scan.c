@@ -6,8 +6,8 @@
  * by, it is listed once and marked, by a bit of the entry that hardware ignores. From then on "marked and clean" means that whoever listed it
  * knows what it holds, and a later sweep pays one read of the entry for it.
  *
- * No CPU is told when dirty bits are cleared: one that has the old entry in its TLB does not set the bit again, so a write may go unseen until the
- * next flush. This costs a chance to merge, or an attempt in vain; merging itself believes nothing but a comparison.
+ * No CPU is interrupted when dirty bits are cleared: one that has the old entry in its TLB does not set the bit again, so a write may go unseen until
+ * it enters the guest the next time, when it flushes. This costs a chance to merge, or an attempt in vain; merging itself believes nothing but a comparison.
  */
 #include "mm/dmm/share.h"
 
@@ -39,6 +39,8 @@ unsigned dmm_scan_age(struct dmm_space *s, gfn_t gfn)
             clear_bits(&slot[n], s->format->accessed_mask());
         }
     }
+    if (aged)
+        __atomic_fetch_add(&s->flush_generation, 1, __ATOMIC_SEQ_CST);
     spin_unlock(&r->lock);
     dmm_leave(outermost);
     return aged;
@@ -177,22 +179,63 @@ void dmm_scan_forget(struct dmm_space *s)
     }
 }
 
+uint16_t dmm_scan_get_note(struct dmm_space *s, gfn_t gfn)
+{
+    const struct region *r = region_of(s, gfn);
+    return r ? r->note : 0;
+}
+
+static void survey_page(const struct dmm_space *s, p2m_entry_t e, struct dmm_survey *out)
+{
+    switch (s->format->type_of(e, 1)) {
+    case P2M_RW:
+        out->private_pages++;
+        out->accessed += (e & s->format->accessed_mask()) != 0;
+        break;
+    case P2M_SHARED_RO:
+    case P2M_SEALED: out->shared++; break;
+    case P2M_EMPTY:
+    case P2M_ZERO_RO: out->without++; break;
+    default: out->other++; break;
+    }
+}
+
+bool dmm_survey_region(struct dmm_space *s, gfn_t gfn, struct dmm_survey *out)
+{
+    struct region *r = region_of(s, gfn);
+    *out = (struct dmm_survey){ 0 };
+    if (!r)
+        return false;
+    bool outermost = dmm_enter();
+    spin_lock(&r->lock);
+    out->large = s->format->type_of(p2m_read(r->l2e), 2) == P2M_RW;
+    bool found = out->large || r->l1;
+    for (unsigned n = 0; r->l1 && n < LARGE_PAGES; n++)
+        survey_page(s, p2m_read(&r->l1[n]), out);
+    spin_unlock(&r->lock);
+    dmm_leave(outermost);
+    return found;
+}
+
 void dmm_frame_set_tag(mfn_t m, gfn_t gfn, uint32_t tag)
 {
-    /* No lock: whoever else writes the word writes another one, and the exchange then fails. */
-    struct frame *f = frame_record(m);
+    /* No lock: whoever else writes the word writes another one, and the exchange then fails. The records of a 2 MiB frame's pieces are nobody's
+     * but for this. */
+    struct frame *head = frame_record(m), *f = frame_of(m);
     struct frame was = { .where = __atomic_load_n(&f->where, __ATOMIC_RELAXED) }, is = was;
     is.tag = tag;
-    if (f->type == FRAME_GUEST && was.gfn == gfn.v)
+    if (head->type == FRAME_GUEST && (head->flags & FRAME_LARGE || was.gfn == gfn.v))
         __atomic_compare_exchange_n(&f->where, &was.where, is.where, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
 }
 
-bool dmm_frame_is_candidate(mfn_t m, uint32_t tag)
+enum dmm_candidate dmm_frame_is_candidate(mfn_t m, uint32_t tag)
 {
     if (!frame_exists(m))
-        return false;
-    const struct frame *f = frame_record(m), copy = { .what = __atomic_load_n(&f->what, __ATOMIC_RELAXED) };
-    if (copy.type == FRAME_SHARED)
-        return copy.refs != 0;
-    return copy.type == FRAME_GUEST && !(copy.flags & FRAME_LARGE) && !copy.refs && f->tag == tag;
+        return DMM_CANDIDATE_NONE;
+    const struct frame *head = frame_record(m), now = { .what = __atomic_load_n(&head->what, __ATOMIC_RELAXED) };
+    if (now.type == FRAME_SHARED)
+        return now.refs ? DMM_CANDIDATE : DMM_CANDIDATE_NONE;
+    if (now.type != FRAME_GUEST || now.refs || frame_of(m)->tag != tag)
+        return DMM_CANDIDATE_NONE;
+    return now.flags & FRAME_LARGE ? DMM_CANDIDATE_IN_LARGE : DMM_CANDIDATE;
 }

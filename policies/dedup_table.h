@@ -1,0 +1,22 @@
+/* The scanner's memory of what it has seen: key -> frame. One thread. */
+#ifndef HV_POLICIES_DEDUP_TABLE_H
+#define HV_POLICIES_DEDUP_TABLE_H
+
+#include "include/hv/dmm.h"
+
+struct dedup_table {
+    uint64_t *slots;       /* mfn in bits 63..24, tag in 23..0; 0: free */
+    uint64_t sets;         /* of DEDUP_SET slots; a power of two */
+    uint64_t used, evictions;
+};
+#define DEDUP_SET 16u
+
+/* Room for `frames`; halves the wish until there is memory for it. False: there is none at all. */
+bool dedup_table_init(struct dedup_table *t, uint64_t frames);
+void dedup_table_fini(struct dedup_table *t);
+/* A frame that was entered with this key and has not changed as far as anybody knows; *kind says what it is. INVALID_MFN: none. */
+mfn_t dedup_table_find(struct dedup_table *t, uint64_t key, enum dmm_candidate *kind);
+/* Enters the page, in place of `instead` if that is there. */
+void dedup_table_enter(struct dedup_table *t, uint64_t key, mfn_t mfn, gfn_t gfn, mfn_t instead);
+
+#endif

@@ -69,17 +69,37 @@ static bool wants_new_partner(enum dmm_merge_result r)
     return r == DMM_MERGE_DIFFERENT || r == DMM_MERGE_PARTNER_GONE || r == DMM_MERGE_FULL || r == DMM_MERGE_FOREIGN;
 }
 
+/* The page whose partner failed: it is entered in its place, unless another of the batch was before it. That one is its partner then; in a secure group
+ * it is sealed without one. True: once more. */
+static bool try_another(struct dmm_space *s, struct dmm_merge *m, uint64_t key)
+{
+    enum dmm_candidate kind;
+    mfn_t now = dedup_table_find(&table, key, &kind);
+    if (!mfn_valid(now) || mfn_eq(now, m->with)) {
+        dedup_table_enter(&table, key, m->mfn, m->gfn, m->with);
+        m->with = m->mfn;
+        return dmm_group_secure(dmm_space_group(s));
+    }
+    m->with = now;
+    return !mfn_eq(now, m->mfn);
+}
+
 static void merge_batch(struct dmm_space *s)
 {
-    if (!batch_count)
-        return;
-    dmm_merge(s, batch, batch_count);
-    for (unsigned n = 0; n < batch_count; n++) {
-        counts.result[batch[n].result]++;
-        if (wants_new_partner(batch[n].result) && mfn_valid(batch[n].with))
-            dedup_table_enter(&table, batch_key[n], batch[n].mfn, batch[n].gfn, batch[n].with);
+    unsigned rounds = 0;
+    while (batch_count) {
+        unsigned again = 0, count = batch_count;
+        dmm_merge(s, batch, count);
+        for (unsigned n = 0; n < count; n++) {
+            counts.result[batch[n].result]++;
+            if (!wants_new_partner(batch[n].result) || !mfn_valid(batch[n].with) || !try_another(s, &batch[n], batch_key[n]))
+                continue;
+            batch[again] = batch[n];
+            batch_key[again++] = batch_key[n];
+        }
+        rounds += again == count; /* each round one is entered, or sealed; else the table is beyond hope */
+        batch_count = rounds < 2 ? again : 0;
     }
-    batch_count = 0;
 }
 
 static void add_to_batch(struct dmm_space *s, gfn_t gfn, mfn_t mfn, mfn_t with, uint64_t key)
@@ -191,25 +211,29 @@ static void consider_large(struct dmm_space *s, uint64_t first)
 /* The note of a region: sweeps that it is still left alone, and how often that has been doubled. */
 static uint16_t note_of(unsigned rest, unsigned backoff) { return (uint16_t)(backoff << 8 | rest); }
 
+/* Before it is scanned: what is listed once is not listed again. */
 static bool is_left_alone(struct dmm_space *s, gfn_t gfn)
 {
     uint16_t note = dmm_scan_get_note(s, gfn);
-    if (!(note & 0xff))
+    unsigned rest = note & 0xff, backoff = note >> 8;
+    if (rest) {
+        dmm_scan_note(s, gfn, note_of(rest - 1, backoff));
+    } else if (dmm_scan_breaks(s, gfn) > param(BREAKS_MAX)) {
+        backoff = MIN(backoff + 1, BACKOFF_MAX);
+        dmm_scan_note(s, gfn, note_of(1u << backoff, backoff));
+    } else {
         return false;
-    dmm_scan_note(s, gfn, (uint16_t)(note - 1));
+    }
     counts.skipped++;
     return true;
 }
 
-static void judge_region(struct dmm_space *s, gfn_t gfn)
+/* Shares that hold are a reason to trust it again. */
+static void forgive(struct dmm_space *s, gfn_t gfn)
 {
-    unsigned backoff = scan.note >> 8;
-    if (scan.breaks > param(BREAKS_MAX)) {
-        backoff = MIN(backoff + 1, BACKOFF_MAX);
-        dmm_scan_note(s, gfn, note_of(1u << backoff, backoff));
-    } else if (backoff && !scan.breaks) {
+    unsigned backoff = dmm_scan_get_note(s, gfn) >> 8;
+    if (backoff && scan.shared)
         dmm_scan_note(s, gfn, note_of(0, backoff - 1));
-    }
 }
 
 static void scan_region(struct dmm_space *s, uint64_t region)
@@ -221,10 +245,10 @@ static void scan_region(struct dmm_space *s, uint64_t region)
     counts.unchanged += scan.unchanged;
     counts.dirty += scan.dirty;
     counts.unstable += scan.unstable;
-    judge_region(s, gfn);
+    forgive(s, gfn);
     if (scan.large)
         consider_large(s, gfn.v);
-    else if (scan.breaks <= param(BREAKS_MAX))
+    else
         consider_small(s, gfn.v);
 }
 
@@ -295,7 +319,7 @@ static void pay(uint64_t worked_ns, uint64_t hashed)
     }
 }
 
-static bool have_table(void)
+bool dedup_prepare(void)
 {
     static bool failed;
     if (table.slots || dedup_table_init(&table, frame_total_pages()))
@@ -342,7 +366,7 @@ void dedup_thread(void *arg)
     begin_sweep();
     for (;;) {
         waitq_wait(&wanted, has_work, &dedup, WAIT_FOREVER);
-        if (!have_table()) {
+        if (!dedup_prepare()) {
             sweeps_served = sweeps_asked;
             waitq_wake_all(&swept);
             thread_sleep_ns(1000000000);

@@ -176,8 +176,6 @@ struct dmm_scan {
     bool large;          /* one 2 MiB mapping: the pieces are listed, and can be merged after dmm_break_large() */
     bool accessed;       /* large only: since the last dmm_scan_age() */
     uint16_t accessed_pages; /* private pages accessed since then */
-    uint8_t breaks;      /* of shared pages, since the last dmm_scan_region(), at most 255 */
-    uint16_t note;       /* dmm_scan_note(), 0 at first */
     struct dmm_scan_page page[LARGE_PAGES]; /* the `fresh` ones, which from now on are unchanged */
 };
 /* Dirty pages, and accessed ones, are clean from now on; returns how many were dirty. CPUs hear of it at their next entry to the guest: what one
@@ -185,8 +183,11 @@ struct dmm_scan {
 unsigned dmm_scan_age(struct dmm_space *s, gfn_t region);
 /* False: there is nothing in this region that could be scanned (no RAM, nothing mapped, or still inherited). */
 bool dmm_scan_region(struct dmm_space *s, gfn_t region, struct dmm_scan *out);
+/* A number of the scanner's own for each region, 0 at first. */
 void dmm_scan_note(struct dmm_space *s, gfn_t region, uint16_t note);
 uint16_t dmm_scan_get_note(struct dmm_space *s, gfn_t region);
+/* Shared pages of the region that were written to and copied since the last call, at most 255. */
+unsigned dmm_scan_breaks(struct dmm_space *s, gfn_t region);
 /* How a region is used, without listing anything. False: nothing is mapped there. */
 struct dmm_survey { bool large; uint16_t private_pages, accessed, shared, without /* EMPTY or zero */, other; };
 bool dmm_survey_region(struct dmm_space *s, gfn_t region, struct dmm_survey *out);

@@ -140,9 +140,6 @@ bool dmm_scan_region(struct dmm_space *s, gfn_t gfn, struct dmm_scan *out)
         return false;
     bool outermost = dmm_enter();
     spin_lock(&r->lock);
-    out->note = r->note;
-    out->breaks = r->breaks;
-    r->breaks = 0;
     if (r->l1)
         look_at_small(s, r, ALIGN_DOWN(gfn.v, LARGE_PAGES), dirty, out);
     else if (s->format->type_of(p2m_read(r->l2e), 2) == P2M_RW)
@@ -183,6 +180,20 @@ uint16_t dmm_scan_get_note(struct dmm_space *s, gfn_t gfn)
 {
     const struct region *r = region_of(s, gfn);
     return r ? r->note : 0;
+}
+
+unsigned dmm_scan_breaks(struct dmm_space *s, gfn_t gfn)
+{
+    struct region *r = region_of(s, gfn);
+    if (!r)
+        return 0;
+    bool outermost = dmm_enter();
+    spin_lock(&r->lock);
+    unsigned breaks = r->breaks;
+    r->breaks = 0;
+    spin_unlock(&r->lock);
+    dmm_leave(outermost);
+    return breaks;
 }
 
 static void survey_page(const struct dmm_space *s, p2m_entry_t e, struct dmm_survey *out)

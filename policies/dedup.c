@@ -22,6 +22,7 @@
 #include "lib/string.h"
 #include "policies/dedup_table.h"
 
+#define HASHED_AHEAD 8u
 #define AHEAD 16u                       /* regions between aging and scanning */
 #define SETTLE_NS UINT64_C(20000000)
 #define BACKOFF_MAX 6u
@@ -45,6 +46,7 @@ static struct {
 
 static struct dedup_table table;
 static struct dmm_scan scan;            /* of the region at hand */
+static struct dmm_digest digests[LARGE_PAGES];
 static struct waitq wanted = WAITQ_INIT(wanted), swept = WAITQ_INIT(swept);
 static volatile uint64_t sweeps_asked;  /* `dedup sweep`: how many have been asked for, and are done */
 static volatile uint64_t sweeps_served;
@@ -144,11 +146,20 @@ static void consider_page(struct dmm_space *s, gfn_t gfn, mfn_t mfn, struct dmm_
         add_to_batch(s, gfn, mfn, mfn, key); /* merged or not, it must look the same */
 }
 
+/* A look into the table is a cache miss; hashing some pages ahead hides it. */
 static void consider_small(struct dmm_space *s, uint64_t first)
 {
-    for (unsigned n = 0; n < scan.fresh; n++) {
-        const struct dmm_scan_page *p = &scan.page[n];
-        consider_page(s, gfn_of(first + p->index), p->mfn, dmm_digest_page(p->mfn));
+    for (unsigned n = 0; n < scan.fresh + HASHED_AHEAD; n++) {
+        if (n < scan.fresh) {
+            if (n + 1 < scan.fresh)
+                dmm_digest_soon(scan.page[n + 1].mfn);
+            digests[n] = dmm_digest_page(scan.page[n].mfn);
+            dedup_table_prefetch(&table, key_of(s, digests[n]));
+        }
+        if (n >= HASHED_AHEAD) {
+            const struct dmm_scan_page *p = &scan.page[n - HASHED_AHEAD];
+            consider_page(s, gfn_of(first + p->index), p->mfn, digests[n - HASHED_AHEAD]);
+        }
     }
     counts.hashed += scan.fresh;
     merge_batch(s);
@@ -156,7 +167,6 @@ static void consider_small(struct dmm_space *s, uint64_t first)
 
 /* ---- 2 MiB mappings ------------------------------------------------------------------------------------------------------- */
 
-static struct dmm_digest digests[LARGE_PAGES];
 static uint64_t seen[2 * LARGE_PAGES];  /* keys of this region, to find pairs inside it */
 
 static bool seen_before(uint64_t key)

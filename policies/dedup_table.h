@@ -14,6 +14,13 @@ struct dedup_table {
 /* Room for `frames`; halves the wish until there is memory for it. False: there is none at all. */
 bool dedup_table_init(struct dedup_table *t, uint64_t frames);
 void dedup_table_fini(struct dedup_table *t);
+/* Has the CPU fetch what a look for this key will touch. */
+static inline void dedup_table_prefetch(const struct dedup_table *t, uint64_t key)
+{
+    const uint64_t *set = &t->slots[(key & (t->sets - 1)) * DEDUP_SET];
+    __builtin_prefetch(set);
+    __builtin_prefetch(set + DEDUP_SET / 2);
+}
 /* A frame that was entered with this key and has not changed as far as anybody knows; *kind says what it is. INVALID_MFN: none. */
 mfn_t dedup_table_find(struct dedup_table *t, uint64_t key, enum dmm_candidate *kind);
 /* Enters the page, in place of `instead` if that is there. */

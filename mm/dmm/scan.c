@@ -21,7 +21,7 @@ static void set_bits(p2m_entry_t *slot, uint64_t bits) { __atomic_fetch_or(slot,
 unsigned dmm_scan_age(struct dmm_space *s, gfn_t gfn)
 {
     struct region *r = region_of(s, gfn);
-    const uint64_t dirty = s->format->dirty_mask(), clear = dirty | s->format->accessed_mask() | s->format->mark;
+    const uint64_t dirty = s->format->dirty_mask(), accessed = s->format->accessed_mask();
     unsigned aged = 0, level;
     if (!r)
         return 0;
@@ -30,14 +30,10 @@ unsigned dmm_scan_age(struct dmm_space *s, gfn_t gfn)
     p2m_entry_t *slot = p2m_leaf(r, gfn_of(ALIGN_DOWN(gfn.v, LARGE_PAGES)), &level);
     for (unsigned n = 0; n < (level == 1 ? LARGE_PAGES : 1); n++) {
         p2m_entry_t e = p2m_read(&slot[n]);
-        if (s->format->type_of(e, level) != P2M_RW)
+        if (likely(!(e & (dirty | accessed))) || s->format->type_of(e, level) != P2M_RW)
             continue;
-        if (e & dirty) {
-            clear_bits(&slot[n], clear);
-            aged++;
-        } else if (e & s->format->accessed_mask()) {
-            clear_bits(&slot[n], s->format->accessed_mask());
-        }
+        clear_bits(&slot[n], dirty | accessed | (e & dirty ? s->format->mark : 0));
+        aged += (e & dirty) != 0;
     }
     if (aged)
         __atomic_fetch_add(&s->flush_generation, 1, __ATOMIC_SEQ_CST);
@@ -117,14 +113,15 @@ static void look_at_small(struct dmm_space *s, struct region *r, uint64_t first,
     const p2m_entry_t kind = s->rw_4k | mark, which = kind | dirty | s->format->make_leaf(P2M_IMAGE_RO, mfn_of(0), 1) |
                                                      s->format->make_leaf(P2M_SHARED_RO, mfn_of(0), 1) |
                                                      s->format->make_leaf(P2M_ZERO_RO, mfn_of(0), 1);
+    p2m_entry_t *const l1 = r->l1;
     unsigned unchanged = 0, touched = 0;
     for (unsigned n = 0; n < LARGE_PAGES; n++) {
-        p2m_entry_t e = p2m_read(&r->l1[n]);
+        p2m_entry_t e = p2m_read(&l1[n]);
         touched += (e & accessed) != 0;
         if (likely(mark && (e & which) == kind))
             unchanged++;
         else if (e != s->empty)
-            look_at_entry(s, &r->l1[n], e, gfn_of(first + n), dirty, out);
+            look_at_entry(s, &l1[n], e, gfn_of(first + n), dirty, out);
     }
     out->unchanged += unchanged;
     out->accessed_pages = touched;

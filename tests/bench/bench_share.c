@@ -1,0 +1,255 @@
+/* Sharing, native: the scanner's whole path per page, what an unchanged page costs the next sweep, a copy-on-write break, a fork; and Linux's KSM over the
+ * same memory, where it is there and may be used.
+ * BENCH-SOURCES: policies/dedup.c policies/dedup_table.c mm/dmm/digest.c mm/dmm/frame.c mm/dmm/frame_alloc.c mm/dmm/space.c mm/dmm/pool.c mm/dmm/p2m.c
+   mm/dmm/fault.c mm/dmm/hist.c mm/dmm/guest_access.c mm/dmm/policy.c mm/dmm/audit.c mm/dmm/share.c mm/dmm/rmap.c mm/dmm/merge.c
+   mm/dmm/scan.c mm/dmm/group.c mm/dmm/image.c mm/dmm/collapse.c mm/dmm/bill.c mm/dmm/move.c policies/demand.c
+   tests/unit/fake/dmm_host.c tests/unit/fake/p2m_fake.c */
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "core/console.h"
+#include "core/thread.h"
+#include "core/time.h"
+#include "include/hv/dmm_policy.h"
+#include "mm/dmm/share.h"
+#include "policies/dedup.h"
+#include "policies/demand.h"
+#include "tests/unit/fake/dmm_host.h"
+#include "x86/cpu.h"
+
+static double now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
+}
+
+uint64_t time_ns(void) { return (uint64_t)now_ns(); }
+void thread_sleep_ns(uint64_t ns) { }
+uint64_t cpu_random(void) { return UINT64_C(0x123456789abcdef1); }
+void con_printf(const char *fmt, ...) { }
+enum cmd_result cmd_error(struct cmd_ctx *c, const char *fmt, ...) { return CMD_FAILED; }
+void json_object_begin(struct json_writer *w) { }
+void json_object_end(struct json_writer *w) { }
+void json_kv_u64(struct json_writer *w, const char *key, uint64_t value) { }
+
+static struct dmm_space *make(uint64_t pages)
+{
+    struct dmm_space_config cfg = { .name = "bench", .vm_id = 1, .pages = pages, .format = &p2m_format_fake };
+    struct dmm_space *s;
+    if (dmm_space_create(&cfg, &s) != DMM_CREATE_OK || !dmm_space_add_ram(s, gfn_of(0), pages))
+        abort();
+    return s;
+}
+
+/* Page g holds `content`, which is like no other's. */
+static void put(struct dmm_space *s, uint64_t g, uint64_t content)
+{
+    static uint64_t page[512];
+    for (unsigned n = 0; n < 512; n++)
+        page[n] = (content * 512 + n) * UINT64_C(0x9e3779b97f4a7c15);
+    if (dmm_write_guest(s, g * PAGE_SIZE, page, PAGE_SIZE) != DMM_FAULT_RETRY)
+        abort();
+}
+
+static double sweep(void)
+{
+    double start = now_ns();
+    while (dedup_step() != DEDUP_STEP_SWEPT)
+        continue;
+    return now_ns() - start;
+}
+
+static void show(const char *what, double ns, const char *goal) { printf("  %-52s %10.1f  %s\n", what, ns, goal); }
+
+/* ---- KSM ------------------------------------------------------------------------------------------------------------- */
+
+#define KSM "/sys/kernel/mm/ksm/"
+static long ksm_read(const char *name)
+{
+    char path[128], text[32] = "";
+    snprintf(path, sizeof(path), KSM "%s", name);
+    int fd = open(path, O_RDONLY);
+    if (fd < 0 || read(fd, text, sizeof(text) - 1) < 0)
+        text[0] = 0;
+    if (fd >= 0)
+        close(fd);
+    return text[0] ? atol(text) : -1;
+}
+
+static bool ksm_write(const char *name, long value)
+{
+    char path[128], text[32];
+    snprintf(path, sizeof(path), KSM "%s", name);
+    int fd = open(path, O_WRONLY), len = snprintf(text, sizeof(text), "%ld", value);
+    bool ok = fd >= 0 && write(fd, text, (size_t)len) == len;
+    if (fd >= 0)
+        close(fd);
+    return ok;
+}
+
+/* CPU time of the kernel's thread, in ns; -1: there is none. */
+static double ksmd_ns(void)
+{
+    static char stat_path[300];
+    char text[64];
+    if (!stat_path[0]) {
+        DIR *d = opendir("/proc");
+        for (struct dirent *e; d && (e = readdir(d));) {
+            char path[300];
+            snprintf(path, sizeof(path), "/proc/%s/comm", e->d_name);
+            FILE *f = fopen(path, "r");
+            if (f && fgets(text, sizeof(text), f) && !strcmp(text, "ksmd\n"))
+                snprintf(stat_path, sizeof(stat_path), "/proc/%.200s/schedstat", e->d_name);
+            if (f)
+                fclose(f);
+        }
+        if (d)
+            closedir(d);
+    }
+    FILE *f = fopen(stat_path, "r");
+    double ns = -1;
+    if (f && fgets(text, sizeof(text), f))
+        ns = atof(text);
+    if (f)
+        fclose(f);
+    return ns;
+}
+
+/* The third of three full scans: the first only takes checksums. */
+static void ksm(void *from, size_t bytes)
+{
+    static const char *const knobs[] = { "run", "pages_to_scan", "sleep_millisecs", "smart_scan", "advisor_mode" };
+    long was[4];
+    if (ksm_read("run") < 0 || ksmd_ns() < 0 || madvise(from, bytes, MADV_MERGEABLE)) {
+        printf("  Linux KSM over the same memory: skipped, this kernel has none that we may use\n");
+        return;
+    }
+    for (unsigned n = 0; n < 4; n++)
+        was[n] = ksm_read(knobs[n]);
+    if (!ksm_write("run", 0) || !ksm_write("pages_to_scan", 100000) || !ksm_write("sleep_millisecs", 0)) {
+        printf("  Linux KSM over the same memory: skipped, needs root\n");
+        return;
+    }
+    ksm_write("smart_scan", 0);
+    ksm_write("run", 1);
+    long scans = ksm_read("full_scans");
+    double begun = 0, ended = 0;
+    for (unsigned n = 0; n < 1200 && ksm_read("full_scans") < scans + 4; n++) { /* its progress can only be looked at */
+        if (!begun && ksm_read("full_scans") >= scans + 3)
+            begun = ksmd_ns();
+        usleep(100000);
+    }
+    ended = ksmd_ns();
+    bool done = ksm_read("full_scans") >= scans + 4;
+    ksm_write("run", 2);
+    madvise(from, bytes, MADV_UNMERGEABLE);
+    for (unsigned n = 0; n < 4; n++)
+        if (was[n] >= 0)
+            ksm_write(knobs[n], was[n]);
+    if (done && begun)
+        show("Linux KSM, the same pages, a later scan: ns/page", (ended - begun) / ((double)bytes / PAGE_SIZE), "");
+    else
+        printf("  Linux KSM over the same memory: not done within two minutes\n");
+}
+
+/* ---- cases -------------------------------------------------------------------------------------------------------------- */
+
+static void unique_pages(uint64_t mib, bool with_ksm)
+{
+    char what[64];
+    uint64_t pages = mib << 8;
+    struct dmm_space *s = make(pages);
+    for (uint64_t g = 0; g < pages; g++)
+        put(s, g, g + 1);
+    double first = sweep(), second = sweep();
+    for (unsigned n = 0; n < 3; n++) { /* the best of some: this machine has other work */
+        double ns;
+        dmm_scan_forget(s);
+        first = (ns = sweep()) < first ? ns : first;
+        second = (ns = sweep()) < second ? ns : second;
+    }
+    first /= (double)pages;
+    second /= (double)pages;
+    for (uint64_t g = 0; g < pages; g += 100)
+        put(s, g, g + 1 + pages);
+    double third = sweep() / (double)pages;
+    snprintf(what, sizeof(what), "%lu MiB of unique pages, first sweep: ns/page", mib);
+    show(what, first, first <= 1e9 / 1.4e6 ? "goal 714: met" : "goal 714: MISSED");
+    show("  second sweep, nothing changed: ns/page", second, second <= 2 ? "goal 2: met" : "goal 2: MISSED");
+    show("  third sweep, 1 % written to: ns/page", third, "");
+    if (with_ksm)
+        ksm(mfn_to_hva(hpa_to_mfn(MIB(8))), mib << 19); /* half of it: it is slow */
+    dmm_space_destroy(s);
+}
+
+static void equal_pages(void)
+{
+    enum { PAGES = 32768 };
+    struct dmm_space *s = make(PAGES);
+    for (uint64_t g = 0; g < PAGES; g++)
+        put(s, g, 1 + g / 2);
+    double ns = sweep();
+    show("pages that find a partner, first sweep: ns/page", ns / PAGES, "");
+    double start = now_ns();
+    for (uint64_t g = 0; g < PAGES; g += 2)
+        if (dmm_fault(s, gfn_of(g), DMM_WRITE) != DMM_FAULT_RETRY)
+            abort();
+    show("copy-on-write break, with the copy: ns", (now_ns() - start) / (PAGES / 2), "");
+    start = now_ns();
+    for (uint64_t g = 1; g < PAGES; g += 2)
+        dmm_fault(s, gfn_of(g), DMM_WRITE);
+    show("  the last user's, in place: ns", (now_ns() - start) / (PAGES / 2), "");
+    dmm_space_destroy(s);
+}
+
+static void forks(uint64_t mib)
+{
+    enum { CHILDREN = 16 };
+    char what[64];
+    struct dmm_space *s = make(mib << 8), *child[CHILDREN];
+    struct dmm_space_config cfg = { .name = "child", .vm_id = 2, .pages = mib << 8, .format = &p2m_format_fake };
+    struct dmm_image *image;
+    for (uint64_t g = 0; g < mib << 8; g++)
+        put(s, g, g + 1);
+    double start = now_ns();
+    if (dmm_space_freeze(s, &image) != DMM_FREEZE_OK)
+        abort();
+    for (unsigned n = 0; n < CHILDREN; n++)
+        if (dmm_space_create_from(&cfg, image, &child[n]) != DMM_CREATE_OK)
+            abort();
+    snprintf(what, sizeof(what), "memory of a fork of %lu MiB, %u children: ns each", mib, CHILDREN);
+    show(what, (now_ns() - start) / CHILDREN, "");
+    dmm_image_release(image);
+    start = now_ns();
+    for (uint64_t g = 0; g < mib << 8; g += 512)
+        dmm_fault(child[0], gfn_of(g), DMM_READ);
+    show("  a child takes a 2 MiB region over: ns", (now_ns() - start) / (double)(mib / 2), "");
+    for (unsigned n = 0; n < CHILDREN; n++)
+        dmm_space_destroy(child[n]);
+    dmm_space_destroy(s);
+}
+
+int main(void)
+{
+    host_machine_init(1900);
+    madvise(host_directmap, GIB(4), MADV_HUGEPAGE); /* as the hypervisor's own direct map */
+    demand_policy_init();
+    dedup_policy_init();
+    dmm_policy_set(dmm_policy_find("demand"), "large_free_percent", 101);
+    if (!dedup_prepare())
+        abort();
+    printf("sharing\n");
+    unique_pages(512, true);
+    unique_pages(1750, false);
+    equal_pages();
+    forks(64);
+    forks(1024);
+    return 0;
+}

@@ -1,10 +1,10 @@
 /*
  * A set-associative table of 8-byte slots.
  *
- * A chained table would double the memory and take a cache miss more for each page; open addressing with deletion needs tombstones, and frames come and go
- * without telling us. Here a key has one set of 16 slots, two adjacent cache lines, and nothing is ever deleted: a slot whose frame is no candidate any more (it was
- * freed, or written to and tagged anew) is recognized when it is looked at, and free. At half load hardly any set is full; then one entry goes,
- * which costs a chance to share and nothing else.
+ * A chained table would double the memory and take a cache miss more for each page; open addressing with deletion needs tombstones, and frames
+ * come and go without telling us. Here a key has one set of 16 slots, two adjacent cache lines, and nothing is ever deleted: a slot whose frame
+ * is no candidate any more (it was freed, or written to and tagged anew) is recognized when it is looked at, and free. At half load hardly any
+ * set is full; then one entry goes, which costs a chance to share and nothing else.
  */
 #include "policies/dedup_table.h"
 

@@ -2,8 +2,9 @@
  * What a page holds, in a number.
  *
  * Pages of one repeated word are told from others at their first words, and need no table to find each other. For the rest XXH64 of Debian's
- * xxHash: vector registers belong to whichever guest ran last, and without them it is faster than XXH3 (395 ns a page against 520). The seed is this boot's secret: a guest
- * that could make pages of equal keys would make the scanner compare for nothing. Equal keys prove nothing anyway; a merge compares every byte.
+ * xxHash: vector registers belong to whichever guest ran last, and without them it is faster than XXH3 (395 ns a page against 520). The seed is
+ * this boot's secret: a guest that could make pages of equal keys would make the scanner compare for nothing. Equal keys prove nothing anyway;
+ * a merge compares every byte.
  */
 #include "include/hv/dmm.h"
 

@@ -42,20 +42,22 @@ bool svm_vm_init(struct vm *vm)
 
 void svm_vm_fini(struct vm *vm) { (void)vm; }
 
+/* 15.14.4: so many PAUSEs in a row, each soon after the last, are a spin of some 30 us. Where there is no filter PAUSE exits by request. */
+static uint32_t misc1_at_reset(void) { return MISC1_ALWAYS | (svm_features()->pause_filter ? SVM_MISC1(SVM_EXIT_PAUSE) : 0); }
+
 static void set_intercepts(struct vmcb_control *c)
 {
     c->cr_write = BIT64(0) | BIT64(4);
     c->dr_read = c->dr_write = 0xffff;
     c->exceptions = 1u << X86_DB | 1u << X86_AC | 1u << X86_MC;
-    c->misc1 = MISC1_ALWAYS;
+    c->misc1 = misc1_at_reset();
     c->misc2 = MISC2_ALWAYS;
     c->misc3 = MISC3_ALWAYS;
     c->iopm_hpa = svm_iopm_hpa();
     c->msrpm_hpa = svm_msrpm_hpa();
     c->v_intr_masking = SVM_V_INTR_MASKING;
     c->np_enable = 1;
-    if (svm_features()->pause_filter) { /* 15.14.4: so many PAUSEs in a row, each soon after the last: a spin of some 30 us */
-        c->misc1 |= SVM_MISC1(SVM_EXIT_PAUSE);
+    if (svm_features()->pause_filter) {
         c->pause_count = PAUSE_COUNT;
         c->pause_threshold = PAUSE_THRESHOLD;
     }
@@ -115,6 +117,6 @@ void svm_vcpu_reset(struct vcpu *v)
     s->vmcb->c.event_inj = s->vmcb->c.exit_int_info = s->vmcb->c.interrupt_shadow = 0;
     s->vmcb->c.v_tpr = 0;
     svm_request_irq_window(v, false);
-    s->vmcb->c.misc1 = MISC1_ALWAYS;
+    s->vmcb->c.misc1 = misc1_at_reset();
     s->clean = 0;
 }

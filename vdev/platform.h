@@ -210,7 +210,7 @@ size_t acpi_tables_build(uint8_t *buf, size_t size, unsigned vcpus);
 
 /* vgenid.c: an id that no VM has had. */
 void vgenid_make(uint8_t id[GUEST_GENID_BYTES]);
-bool vgenid_change(struct vm *vm);
+enum dmm_fault_result vgenid_change(struct vm *vm, gfn_t *gfn);
 
 /* ---- the VM's platform ------------------------------------------------------------------------------------------ */
 

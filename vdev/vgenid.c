@@ -29,20 +29,18 @@ void vgenid_make(uint8_t id[GUEST_GENID_BYTES])
     memcpy(id, words, sizeof(words));
 }
 
-/* All vCPUs are parked. False: there is no frame for the guest's page. */
-bool vgenid_change(struct vm *vm)
+enum dmm_fault_result vgenid_change(struct vm *vm, gfn_t *gfn)
 {
     struct platform *p = vm->platform;
     uint8_t id[GUEST_GENID_BYTES];
-    enum dmm_fault_result r;
     vgenid_make(id);
-    while ((r = dmm_write_guest(vm->space, GUEST_ACPI_GPA + GUEST_GENID_OFFSET, id, sizeof(id))) == DMM_FAULT_BLOCKED)
-        dmm_wait(vm->space, gpa_to_gfn(GUEST_ACPI_GPA), 10000000);
+    *gfn = gpa_to_gfn(GUEST_ACPI_GPA);
+    enum dmm_fault_result r = dmm_write_guest(vm->space, GUEST_ACPI_GPA + GUEST_GENID_OFFSET, id, sizeof(id));
     if (r != DMM_FAULT_RETRY)
-        return false;
+        return r;
     uint64_t flags = spin_lock_irqsave(&p->irq_lock);
     vioapic_set_line(p, GUEST_GENID_PIN, true);
     vioapic_set_line(p, GUEST_GENID_PIN, false);
     spin_unlock_irqrestore(&p->irq_lock, flags);
-    return true;
+    return DMM_FAULT_RETRY;
 }

@@ -18,7 +18,8 @@
 #define HV_LEAF_MAX 0x40000001u
 #define SUB4_COUNT 5
 
-struct vm_cpuid {
+struct vm_cpuid { /* the same for a VM and its forks */
+    unsigned users;
     struct cpuid basic[BASIC_MAX + 1], ext[EXT_MAX + 1], hv[2];
     struct cpuid cache[SUB4_COUNT];  /* leaf 4 */
     struct cpuid xsave[3];           /* leaf 0xd */
@@ -184,13 +185,21 @@ bool cpuid_vm_init(struct vm *vm)
     fill_topology(t, vm);
     fill_features(t, vm);
     fill_hypervisor(t);
+    t->users = 1;
     vm->cpuid = t;
     return true;
 }
 
+void cpuid_vm_share(struct vm *vm, const struct vm *with)
+{
+    vm->cpuid = with->cpuid;
+    vm->cpuid->users++;
+}
+
 void cpuid_vm_fini(struct vm *vm)
 {
-    kfree(vm->cpuid);
+    if (vm->cpuid && --vm->cpuid->users == 0)
+        kfree(vm->cpuid);
     vm->cpuid = NULL;
 }
 

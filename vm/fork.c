@@ -7,7 +7,8 @@
  * it inherits from the image like everybody else; children are on no list until all of them are complete. Whatever fails, the children made so
  * far are taken apart and the VM goes on.
  *
- * A copy is told so: its generation id is another one before it first runs (vdev/vgenid.c).
+ * A copy is told so: its generation id is another one before it first runs (vdev/vgenid.c). The id is written by the first of its vCPUs that is
+ * about to enter the guest, not here: that page would be the first that the copy takes over, and for a child that nobody has started yet the last.
  */
 #include "vm/life.h"
 
@@ -101,7 +102,7 @@ static enum vm_result make_child(struct fork *f, char *why)
     struct vm *child;
     enum vm_result r = next_name(f, name, why);
     if (r == VM_OK)
-        r = vm_make(f->parent->config, name, f->image, &child, why);
+        r = vm_make_like(f->parent, f->image, name, &child, why);
     if (r != VM_OK)
         return r;
     f->children[f->made++] = child;
@@ -110,8 +111,6 @@ static enum vm_result make_child(struct fork *f, char *why)
     vm_platform()->pause(child, true);
     vm_load(child, f->state);
     vm_set_state(child, VM_PAUSED);
-    if (!vm_platform()->change_generation(child))
-        return vm_refuse(why, VM_NO_MEMORY, "%s: no frame left for its generation id", name);
     return VM_OK;
 }
 
@@ -271,8 +270,6 @@ static enum vm_result restore(struct vm *vm, const char *name, char *why)
     vm_load(vm, s->state);
     vm->exit_code = -1;
     vm_set_state(vm, VM_PAUSED);
-    if (!vm_platform()->change_generation(vm))
-        return vm_refuse(why, VM_NO_MEMORY, "%s: is restored and stays paused: no frame is left for its generation id", vm->name);
     let_go(vm, ran);
     log_info("vm: %s returned to its snapshot %s", vm->name, name);
     return VM_OK;

@@ -14,8 +14,8 @@ enum vm_result vm_refuse(char *why, enum vm_result r, const char *fmt, ...) PRIN
 enum vm_result vm_bad_state(const struct vm *vm, const char *what, char *why); /* "... is stopped and can not be `what`" */
 struct vm *vm_lookup(const char *name);
 
-/* A VM that is CREATED and on no list, its memory empty; or inherited from an image, and its configuration shared with the VM that has it. */
-enum vm_result vm_make(const struct config_vm *cfg, const char *name, struct dmm_image *image, struct vm **out, char *why);
+/* A VM that is CREATED and on no list, of the configuration of another one and with memory inherited from its image. */
+enum vm_result vm_make_like(const struct vm *like, struct dmm_image *image, const char *name, struct vm **out, char *why);
 void vm_publish(struct vm *vm);          /* on the list from now on */
 void vm_unmake(struct vm *vm);           /* on no list; all vCPUs parked or never started */
 

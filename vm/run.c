@@ -413,9 +413,31 @@ static void handle_exit(struct vcpu *v)
 #define QUIET_KINDS (QUIET(INTR) | QUIET(CPUID) | QUIET(NESTED_FAULT) | QUIET(HYPERCALL) | QUIET(RDTSC) | QUIET(INVD) | QUIET(RDMSR))
 _Static_assert(VM_EXIT_KIND_COUNT <= 32, "a word of kinds");
 
+/* A copy has another generation id before any of its vCPUs runs: the first that comes writes it, and may have to wait for a frame. */
+static bool generation_changed(struct vcpu *v)
+{
+    struct vm *vm = v->vm;
+    enum vm_generation state = GENERATION_NEW;
+    gfn_t gfn;
+    if (!__atomic_compare_exchange_n(&vm->generation, &state, GENERATION_CHANGING, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+        if (state == GENERATION_CHANGING)
+            thread_yield();
+        return state == GENERATION_KNOWN;
+    }
+    enum dmm_fault_result r = vm_platform()->change_generation(vm, &gfn);
+    bool waits = r == DMM_FAULT_BLOCKED || r == DMM_FAULT_STALLED;
+    __atomic_store_n(&vm->generation, waits ? GENERATION_NEW : GENERATION_KNOWN, __ATOMIC_SEQ_CST);
+    if (waits)
+        vcpu_wait_dmm(v, r, gfn);
+    return !waits;
+}
+
+/* Rare; v->pv.steal_due has called for it. False: look around first. */
+static bool before_entry(struct vcpu *v) { return (v->vm->generation == GENERATION_KNOWN || generation_changed(v)) && pv_before_entry(v); }
+
 static inline void enter_once(struct vcpu *v, const struct hvm_ops *h, const struct vm_irq_ops *irq)
 {
-    if (unlikely(v->pv.steal_due) && !pv_before_entry(v))
+    if (unlikely(v->pv.steal_due) && !before_entry(v))
         return;
     if (unlikely(v->nmi_pending))
         deliver_nmi(v);

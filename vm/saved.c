@@ -97,6 +97,7 @@ static void load_vcpu(struct vcpu *v, const struct vcpu_saved *s)
     *v->msrs = s->msrs;
     fpu_copy_in(v, s);
     pv_load(v, &s->pv);
+    v->pv.steal_due = true; /* there is something to do before the next entry: saved.h */
     hvm()->set_sregs(v, &s->sregs);
     hvm()->load(v, &s->hvm);
     vcpu_set_tsc_offset(v, v->vm->tsc_offset + s->tsc_shift);
@@ -112,4 +113,5 @@ void vm_load(struct vm *vm, const struct vm_saved *s)
     for (unsigned n = 0; n < vm->vcpu_count; n++)
         load_vcpu(vm->vcpus[n], &s->vcpu[n]);
     vm_platform()->load(vm, s->platform);
+    vm->generation = GENERATION_NEW;
 }

@@ -39,7 +39,8 @@ struct vm_saved {
 
 /* The VM is paused, and vm_give_up_pins() has been called. NULL: no memory. */
 struct vm_saved *vm_save(struct vm *vm);
-/* Into the VM it was taken from, or one of the same configuration; paused, no pins. */
+/* Into the VM it was taken from, or one of the same configuration; paused, no pins. Before its first entry it takes its pins and gets another
+ * generation id. */
 void vm_load(struct vm *vm, const struct vm_saved *s);
 /* What is pinned for the guest's records is not any more, until each vCPU's thread takes its pins again before its next entry. */
 void vm_give_up_pins(struct vm *vm);

@@ -129,6 +129,7 @@ static void power_on(struct vm *vm)
 {
     vm->tsc_offset = -time_tsc();
     vm->paused_tsc = 0;
+    vm->generation = GENERATION_KNOWN; /* the tables are written anew */
     for (unsigned n = 0; n < vm->vcpu_count; n++) {
         struct vcpu *v = vm->vcpus[n];
         v->init_pending = v->sipi_pending = v->nmi_pending = false;
@@ -453,14 +454,22 @@ static bool vcpu_start_thread(struct vcpu *v)
     return true;
 }
 
-static enum vm_result build(struct vm *vm, struct dmm_image *image, char *why)
+static bool make_cpuid(struct vm *vm, const struct vm *like)
+{
+    if (!like)
+        return cpuid_vm_init(vm);
+    cpuid_vm_share(vm, like);
+    return true;
+}
+
+static enum vm_result build(struct vm *vm, const struct vm *like, struct dmm_image *image, char *why)
 {
     enum vm_result r = make_space(vm, image, &vm->space, why);
     if (r != VM_OK)
         return r;
     vm->vcpus = kzalloc(vm->vcpu_count * sizeof(struct vcpu *));
     vm->bus = vdev_bus_create();
-    if (!vm->vcpus || !vm->bus || !cpuid_vm_init(vm) || !(vm->hvm_ready = ops->vm_init(vm)))
+    if (!vm->vcpus || !vm->bus || !make_cpuid(vm, like) || !(vm->hvm_ready = ops->vm_init(vm)))
         return vm_refuse(why, VM_NO_MEMORY, "no memory for the VM's state");
     if (!platform->create(vm, why))
         return VM_NO_MEMORY;
@@ -537,7 +546,8 @@ static void account(struct vm *vm, uint64_t heap_before)
     dmm_space_add_overhead(vm->space, heap_of_commands() - heap_before - u.heap_bytes + vm->vcpu_count * VCPU_STACK_BYTES);
 }
 
-enum vm_result vm_make(const struct config_vm *cfg, const char *name, struct dmm_image *image, struct vm **out, char *why)
+/* On no list. Of this configuration; or like another VM, with memory inherited from its image. */
+static enum vm_result make(const struct config_vm *cfg, const struct vm *like, struct dmm_image *image, const char *name, struct vm **out, char *why)
 {
     uint64_t heap_before = heap_of_commands();
     struct vm *vm = kzalloc(sizeof(*vm));
@@ -546,7 +556,7 @@ enum vm_result vm_make(const struct config_vm *cfg, const char *name, struct dmm
     spin_init(&vm->lock, LOCK_RANK_VM, "vm");
     waitq_init(&vm->state_wait);
     snprintf(vm->name, sizeof(vm->name), "%s", name);
-    vm->config = image ? config_share(cfg) : config_copy(cfg);
+    vm->config = like ? config_share(cfg) : config_copy(cfg);
     if (!vm->config) {
         kfree(vm);
         return vm_refuse(why, VM_NO_MEMORY, "no memory for the VM's state");
@@ -556,7 +566,7 @@ enum vm_result vm_make(const struct config_vm *cfg, const char *name, struct dmm
     vm->exit_code = -1;
     vm->created_ns = time_ns();
     list_init(&vm->snapshots);
-    enum vm_result r = build(vm, image, why);
+    enum vm_result r = build(vm, like, image, why);
     if (r != VM_OK) {
         vm_unmake(vm);
         return r;
@@ -564,6 +574,11 @@ enum vm_result vm_make(const struct config_vm *cfg, const char *name, struct dmm
     account(vm, heap_before);
     *out = vm;
     return VM_OK;
+}
+
+enum vm_result vm_make_like(const struct vm *like, struct dmm_image *image, const char *name, struct vm **out, char *why)
+{
+    return make(like->config, like, image, name, out, why);
 }
 
 void vm_publish(struct vm *vm)
@@ -579,7 +594,7 @@ static enum vm_result create(const struct config_vm *cfg, const char *name, stru
         return vm_refuse(why, VM_BAD_STATE, "this machine offers no hardware virtualization that we can use (see `log`)");
     enum vm_result r = check_config(cfg, name, why);
     if (r == VM_OK)
-        r = vm_make(cfg, name, NULL, out, why);
+        r = make(cfg, NULL, NULL, name, out, why);
     if (r == VM_OK)
         vm_publish(*out);
     return r;

@@ -31,7 +31,7 @@ struct vcpu_pv {
     struct pv_steal_time *steal; /* (v) pinned; NULL: not enabled */
     uint64_t steal_ns;         /* (v) what the record says */
     uint64_t waited_ns;        /* (v) thread_wait_ns() then */
-    bool steal_due;            /* (v) the thread was switched out since, or pins are due */
+    bool steal_due;            /* (v) the thread was switched out since, pins are due, or the VM is a copy that has not run yet */
     bool eoi_pinned;           /* (v) the EOI's word is */
     bool pins_due;             /* (v) pins were given up while it was parked: take them again */
     volatile bool unhalted;    /* (a) KVM_HC_KICK_CPU came: its next HLT, or the one it is in, is over */
@@ -98,6 +98,7 @@ struct vm {
     struct vm_cpuid *cpuid;    /* (c) */
     uint64_t tsc_offset;       /* (l) guest TSC - TSC, of every vCPU whose guest has not set its own */
     uint64_t paused_tsc;       /* (l) TSC when time was stopped */
+    volatile enum vm_generation { GENERATION_KNOWN, GENERATION_NEW, GENERATION_CHANGING } generation; /* (a) a copy: its id is to change first */
     uint64_t reset_ns;         /* (l) time_ns() of the last start or reset */
     bool last_life_triple_faulted; /* (l) */
     volatile bool dying;       /* (a) vm_destroy(): threads end */
@@ -199,8 +200,8 @@ struct vm_platform_ops { /* set once by core/main.c */
     void (*load)(struct vm *vm, const void *in);
     void (*vcpu_save)(struct vcpu *v, void *out);
     void (*vcpu_load)(struct vcpu *v, const void *in);
-    /* Gives the guest another generation id and tells it. vCPUs parked. False: no frame for its page. */
-    bool (*change_generation)(struct vm *vm);
+    /* Gives the guest another generation id and tells it, before any of its vCPUs runs. RETRY: done; else what the page at *gfn waits for. */
+    enum dmm_fault_result (*change_generation)(struct vm *vm, gfn_t *gfn);
     /* MSRs the platform owns (APIC base, x2APIC range, TSC deadline). False: not mine. *gp: inject #GP. */
     bool (*rdmsr)(struct vcpu *v, uint32_t msr, uint64_t *value, bool *gp);
     bool (*wrmsr)(struct vcpu *v, uint32_t msr, uint64_t value, bool *gp);

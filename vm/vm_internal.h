@@ -22,7 +22,8 @@ uint64_t fpu_xcr0_supported(void);
 /* ---- cpuid.c ----------------------------------------------------------------------------------------------------------- */
 struct vm_cpuid;
 bool cpuid_vm_init(struct vm *vm);         /* vm->cpuid; false: out of memory */
-void cpuid_vm_fini(struct vm *vm);
+void cpuid_vm_share(struct vm *vm, const struct vm *with);
+void cpuid_vm_fini(struct vm *vm);         /* between commands nobody else makes or ends a VM */
 bool cpuid_vm_shows(const struct vm *vm, uint32_t feature /* enum cpuid_feature */);
 
 /* ---- msr.c, pv*.c, cr.c: each handler leaves RIP behind the instruction or has injected an exception ---------------------- */

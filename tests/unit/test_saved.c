@@ -291,7 +291,8 @@ static void generation(void **state)
             ioapic_write(vm, 0x10 + 2 * GUEST_GENID_PIN, 0x66);
         }
         assert_int_equal(take(vm->vcpus[0]), -1);
-        assert_true(vdev_platform_ops.change_generation(vm));
+        gfn_t gfn;
+        assert_int_equal(vdev_platform_ops.change_generation(vm, &gfn), DMM_FAULT_RETRY);
         assert_memory_not_equal(id, before, sizeof before);
         assert_int_equal(take(vm->vcpus[0]), n ? 0x66 : -1);
         lapic_write(vm->vcpus[0], 0xb0, 0);

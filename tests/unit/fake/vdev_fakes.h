@@ -101,7 +101,6 @@ enum dmm_fault_result dmm_write_guest(struct dmm_space *s, uint64_t gpa, const v
 }
 #endif
 void vm_alloc_late(struct vm *vm, void **slot, size_t bytes) { (void)vm; FAKE_CHECK(fake_locks == 0 && !*slot); *slot = calloc(1, bytes); }
-void dmm_wait(struct dmm_space *s, gfn_t gfn, uint64_t timeout_ns) { (void)s, (void)gfn, (void)timeout_ns; }
 
 void vcpu_kick(struct vcpu *v) { v->kick_pending = true; fake_kicks++; }
 static uint8_t fake_cr8;

@@ -64,8 +64,9 @@ mfn_t hva_to_mfn(const void *hva);
 
 /* ---- spaces ------------------------------------------------------------------------------------------- */
 
-/* DMM_WALK goes with the others: the CPU's walk of the guest's page tables did it, so the page is one of them. */
-enum dmm_access { DMM_READ = 1, DMM_WRITE = 2, DMM_EXEC = 4, DMM_WALK = 8 };
+/* DMM_WALK and DMM_GUEST go with the others: the CPU's walk of the guest's page tables did it, so the page is one of them; the guest's own
+ * instruction did it, and the caller knows DMM_FAULT_ZERO_STORE. */
+enum dmm_access { DMM_READ = 1, DMM_WRITE = 2, DMM_EXEC = 4, DMM_WALK = 8, DMM_GUEST = 16 };
 
 enum dmm_fault_result {
     DMM_FAULT_RETRY,    /* the page is usable for this access now: run the instruction again */
@@ -73,6 +74,8 @@ enum dmm_fault_result {
     DMM_FAULT_STALLED,  /* no frame left (pool or machine): dmm_wait_memory(), say why, then try again */
     DMM_FAULT_HOLE,     /* not memory of this VM: the caller decides (device, open bus) */
     DMM_FAULT_DENIED,   /* memory, but this access is never allowed (image-ro executed as device, poison) */
+    DMM_FAULT_ZERO_STORE, /* the page reads as zero and frames are dear: if the instruction stores nothing but zeros to whole pages, do without
+                           * (dmm_is_zero_without_frame(), dmm_zero_stored()); else ask again without DMM_GUEST */
 };
 const char *dmm_fault_result_name(enum dmm_fault_result r);
 
@@ -117,6 +120,9 @@ bool dmm_gfn_is_ram(const struct dmm_space *s, gfn_t gfn);
 
 /* The nested fault. `access` is a mask of enum dmm_access; write implies read. */
 enum dmm_fault_result dmm_fault(struct dmm_space *s, gfn_t gfn, unsigned access);
+/* Does the page read as zero, without a frame of its own? And: that many pages of it had zeros stored to them at no cost. */
+bool dmm_is_zero_without_frame(struct dmm_space *s, gfn_t gfn);
+void dmm_zero_stored(struct dmm_space *s, uint64_t pages, uint64_t tsc);
 /* Would dmm_fault() find nothing to do? Counts nothing: for the emulator, whose accesses are no faults. */
 bool dmm_is_mapped(struct dmm_space *s, gfn_t gfn, unsigned access);
 /* After BLOCKED / STALLED: sleeps (no lock held) until it is worth trying again, at most timeout_ns. */
@@ -293,7 +299,7 @@ bool dmm_peek_u64(struct dmm_space *s, uint64_t gpa, uint64_t *out);
 enum dmm_fault_cause { /* what a nested fault turned out to be; one latency histogram each */
     DMM_CAUSE_FIRST_TOUCH_4K, DMM_CAUSE_FIRST_TOUCH_4K_CLEARED, /* pre-zeroed frame / cleared in the fault */
     DMM_CAUSE_FIRST_TOUCH_2M, DMM_CAUSE_IMAGE_MAP, DMM_CAUSE_COW_IMAGE, DMM_CAUSE_COW_SHARED,
-    DMM_CAUSE_COW_SEALED, DMM_CAUSE_UNPROTECT /* it had it alone */, DMM_CAUSE_INHERIT /* a region of the image it was made from */, DMM_CAUSE_ZERO_READ,
+    DMM_CAUSE_COW_SEALED, DMM_CAUSE_UNPROTECT /* it had it alone */, DMM_CAUSE_INHERIT /* a region of the image it was made from */, DMM_CAUSE_ZERO_READ, DMM_CAUSE_ZERO_STORE,
     DMM_CAUSE_SPURIOUS, DMM_CAUSE_STALL, DMM_CAUSE_MOVING, DMM_CAUSE_HOLE, DMM_CAUSE_COUNT,
 };
 const char *dmm_fault_cause_name(enum dmm_fault_cause c);

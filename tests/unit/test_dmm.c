@@ -453,7 +453,7 @@ static void step(void)
     case 6: dmm_reform_large(v->s, gfn_of(g)); break;
     case 7: if (host_random(12) == 0) destroy(v); else if (host_random(20) == 0) clear(v); break;
     case 8: frame_zero_some((unsigned)host_random(700)); break;
-    case 9: dmm_policy_set(dmm_policy_find("demand"), "zero_read", host_random(2)); break;
+    case 9: dmm_policy_set(dmm_policy_find("demand"), "zero_read", host_random(3)); break;
     case 10: dmm_policy_set(dmm_policy_find("demand"), "large_free_percent", host_random(2) ? 0 : 101); break;
     case 11: disturb(v, g, true); break;
     case 12: disturb(v, g, false); break;

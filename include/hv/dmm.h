@@ -272,12 +272,16 @@ struct dmm_bill {
     uint64_t breaks, break_rate_milli /* of its shared pages, per second, now */;
 };
 void dmm_space_bill(struct dmm_space *s, struct dmm_bill *out);
+/* What a vCPU that waits in dmm_wait_memory() lacks, as far as one can tell now. */
+enum dmm_stall { DMM_STALL_NONE, DMM_STALL_MAXIMUM /* its own */, DMM_STALL_NO_FRAME, DMM_STALL_SET_ASIDE /* for others, or other purposes */ };
+enum dmm_stall dmm_stall_reason(const struct dmm_space *s);
 void dmm_set_class(struct dmm_space *s, enum dmm_class c);
 enum dmm_class dmm_get_class(const struct dmm_space *s);
 /* Once a second, from any thread: how fast do shares break? Insured VMs' covers follow. */
 void dmm_insurance_tick(uint64_t elapsed_ns);
 uint64_t dmm_covered_pages(void); /* set aside for un-sharing, over all VMs */
 uint64_t dmm_promised_pages(void);/* for minima not drawn yet */
+uint64_t dmm_reserve_pages(void); /* for what is needed to free more, and breaks of the better classes */
 
 /* ---- guest memory from the hypervisor --------------------------------------------------------------------- */
 
@@ -299,7 +303,8 @@ bool dmm_peek_u64(struct dmm_space *s, uint64_t gpa, uint64_t *out);
 enum dmm_fault_cause { /* what a nested fault turned out to be; one latency histogram each */
     DMM_CAUSE_FIRST_TOUCH_4K, DMM_CAUSE_FIRST_TOUCH_4K_CLEARED, /* pre-zeroed frame / cleared in the fault */
     DMM_CAUSE_FIRST_TOUCH_2M, DMM_CAUSE_IMAGE_MAP, DMM_CAUSE_COW_IMAGE, DMM_CAUSE_COW_SHARED,
-    DMM_CAUSE_COW_SEALED, DMM_CAUSE_UNPROTECT /* it had it alone */, DMM_CAUSE_INHERIT /* a region of the image it was made from */, DMM_CAUSE_ZERO_READ, DMM_CAUSE_ZERO_STORE,
+    DMM_CAUSE_COW_SEALED, DMM_CAUSE_UNPROTECT /* it had it alone */, DMM_CAUSE_INHERIT /* a region of the image it was made from */,
+    DMM_CAUSE_ZERO_READ, DMM_CAUSE_ZERO_STORE,
     DMM_CAUSE_SPURIOUS, DMM_CAUSE_STALL, DMM_CAUSE_MOVING, DMM_CAUSE_HOLE, DMM_CAUSE_COUNT,
 };
 const char *dmm_fault_cause_name(enum dmm_fault_cause c);
@@ -322,6 +327,7 @@ void dmm_space_usage(const struct dmm_space *s, struct dmm_usage *out);
 unsigned dmm_audit(void (*report)(const char *line, void *arg), void *arg);
 void dmm_for_each_space(bool (*cb)(struct dmm_space *s, void *arg), void *arg);
 const char *dmm_space_name(const struct dmm_space *s);
+bool dmm_space_named(const char *name); /* is there one? */
 uint32_t dmm_space_vm_id(const struct dmm_space *s);
 void dmm_init(void);
 /* How to have every other CPU see our stores, once there are others; it interrupts them. */

@@ -1,11 +1,12 @@
 /*
- * The console's view of memory: `mem`, `mem audit`, `mem bill`.
+ * The console's view of memory: `mem`, `mem audit`, `mem bill`; cmd_map.c has `mem map`.
  *
  * The numbers are exact: each is a counter that the audit proves, and none is derived from another by rounding.
  */
 #include "core/console.h"
 #include "include/hv/dmm.h"
 #include "lib/string.h"
+#include "mm/dmm/cmd_map.h"
 
 #define PAGES_TO_KIB(n) ((unsigned long)(n) * 4)
 
@@ -239,6 +240,8 @@ static enum cmd_result cmd_mem(struct cmd_ctx *c)
         return mem_audit(c);
     if ((c->argc == 2 || c->argc == 3) && strcmp(c->argv[1], "bill") == 0)
         return mem_bill(c);
+    if (c->argc == 3 && strcmp(c->argv[1], "map") == 0)
+        return cmd_mem_map(c, c->argv[2]);
     if (c->argc != 1)
         return CMD_USAGE;
     if (c->want_json)
@@ -261,14 +264,16 @@ static void complete_mem(int argn, char **argv, void (*add)(const char *candidat
     if (argn == 1) {
         add("audit", arg);
         add("bill", arg);
-    } else if (argn == 2 && strcmp(argv[1], "bill") == 0) {
+        add("map", arg);
+    } else if (argn == 2 && (strcmp(argv[1], "bill") == 0 || strcmp(argv[1], "map") == 0)) {
         dmm_for_each_space(add_space_name, &k);
     }
 }
 
-CONSOLE_COMMAND_C(mem, cmd_mem, "mem\nmem audit\nmem bill [VM]",
+CONSOLE_COMMAND_C(mem, cmd_mem, "mem\nmem audit\nmem bill [VM]\nmem map VM",
                   "machine frames by type, what is set aside, and what each VM has in KiB: configured, resident (of which in 2 MiB mappings),\n"
                   "shared with other pages, with boot files, reading as the zero page, inherited from an image, never touched (empty), pinned,\n"
                   "set aside for its un-sharing, and our overhead for it.\n"
                   "audit checks that every frame and every page is accounted for exactly once.\n"
-                  "bill charges a frame with n users 1/n to each, and says why a VM has what it has.", complete_mem);
+                  "bill charges a frame with n users 1/n to each, and says why a VM has what it has.\n"
+                  "map shows the states of a VM's pages, in runs; with -j where its nested table is, and its sharing group.", complete_mem);

@@ -101,6 +101,7 @@ struct vlapic *vlapic_create(struct platform *p, struct vcpu *v);
 void vlapic_destroy(struct vlapic *l);
 void vlapic_reset(struct vlapic *l, bool power_on); /* INIT keeps the APIC base MSR */
 void vlapic_resumed(struct vlapic *l);
+void vlapic_tsc_changed(struct vcpu *v);
 vdev_mmio_fn vlapic_mmio;
 bool vlapic_rdmsr(struct vcpu *v, uint32_t msr, uint64_t *value, bool *gp);
 bool vlapic_wrmsr(struct vcpu *v, uint32_t msr, uint64_t value, bool *gp);

@@ -134,7 +134,7 @@ static bool attach(struct platform *p)
     for (unsigned n = 0; n < ARRAY_SIZE(ports); n++)
         if (!vdev_bus_add_pio(p->vm->bus, ports[n].first, ports[n].count, ports[n].fn, ports[n].dev))
             return false;
-    if (p->vm->config->debug_exit && !vdev_bus_add_pio(p->vm->bus, 0xf4, 1, vdebugexit_pio, p))
+    if (p->vm->config->debug_exit && !vdev_bus_add_pio(p->vm->bus, VDEBUGEXIT_PORT, 4, vdebugexit_pio, p))
         return false;
     return vdev_bus_add_mmio(p->vm->bus, GUEST_LAPIC_GPA, PAGE_SIZE, vlapic_mmio, p) &&
            vdev_bus_add_mmio(p->vm->bus, GUEST_IOAPIC_GPA, PAGE_SIZE, vioapic_mmio, p);

@@ -170,6 +170,7 @@ void svm_set_sregs(struct vcpu *v, const struct vcpu_sregs *in)
     b->s.cpl = in->cr0 & CR0_PE ? in->seg[SEG_SS].attr >> 5 & 3 : 0;
     svm_set_cr8(v, (uint8_t)in->cr8);
     svm_of(v)->clean = 0;
+    svm_of(v)->asid_generation = 0; /* INIT, a start or another life: what the CPU remembers is of other tables */
 }
 
 void svm_set_tsc_offset(struct vcpu *v, uint64_t offset)

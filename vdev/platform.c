@@ -134,7 +134,7 @@ static bool attach(struct platform *p)
     for (unsigned n = 0; n < ARRAY_SIZE(ports); n++)
         if (!vdev_bus_add_pio(p->vm->bus, ports[n].first, ports[n].count, ports[n].fn, ports[n].dev))
             return false;
-    if (p->vm->config->debug_exit && !vdev_bus_add_pio(p->vm->bus, 0xf4, 1, vdebugexit_pio, p))
+    if (p->vm->config->debug_exit && !vdev_bus_add_pio(p->vm->bus, VDEBUGEXIT_PORT, 4, vdebugexit_pio, p))
         return false;
     return vdev_bus_add_mmio(p->vm->bus, GUEST_LAPIC_GPA, PAGE_SIZE, vlapic_mmio, p) &&
            vdev_bus_add_mmio(p->vm->bus, GUEST_IOAPIC_GPA, PAGE_SIZE, vioapic_mmio, p);
@@ -286,6 +286,7 @@ const struct vm_platform_ops vdev_platform_ops = {
     .saved_bytes = sizeof(struct platform_saved), .vcpu_saved_bytes = sizeof(struct vlapic_saved),
     .save = platform_save, .load = platform_load, .vcpu_save = platform_vcpu_save, .vcpu_load = platform_vcpu_load,
     .change_generation = vgenid_change, .write_firmware_tables = platform_write_tables, .rdmsr = vlapic_rdmsr, .wrmsr = vlapic_wrmsr,
+    .tsc_changed = vlapic_tsc_changed,
     .irq = {.pending = vlapic_pending, .accept = vlapic_accept, .has_any = vlapic_has_any,
             .tpr_changed = vlapic_tpr_changed, .get_cr8 = vlapic_get_cr8, .set_pv_eoi = vlapic_set_pv_eoi, .post = vlapic_post},
 };

@@ -101,6 +101,7 @@ struct vlapic *vlapic_create(struct platform *p, struct vcpu *v);
 void vlapic_destroy(struct vlapic *l);
 void vlapic_reset(struct vlapic *l, bool power_on); /* INIT keeps the APIC base MSR */
 void vlapic_resumed(struct vlapic *l);
+void vlapic_tsc_changed(struct vcpu *v);
 vdev_mmio_fn vlapic_mmio;
 bool vlapic_rdmsr(struct vcpu *v, uint32_t msr, uint64_t *value, bool *gp);
 bool vlapic_wrmsr(struct vcpu *v, uint32_t msr, uint64_t value, bool *gp);
@@ -202,6 +203,7 @@ struct vreset_saved { uint8_t port92, cf9, kbd_command; };
 void vreset_reset(struct vreset *d);
 void vreset_save(struct vreset *d, struct vreset_saved *out);
 void vreset_load(struct vreset *d, const struct vreset_saved *in);
+#define VDEBUGEXIT_PORT 0xf4
 vdev_pio_fn vreset_port92_pio, vreset_8042_pio, vreset_pci_pio, vdebugexit_pio;
 
 /* Builds RSDP (at offset 0), XSDT, FADT, FACS, MADT, DSDT as they stand at GUEST_ACPI_GPA, with an empty generation id at

@@ -365,6 +365,17 @@ void vlapic_resumed(struct vlapic *l)
         arm_deadline(l);
 }
 
+/* The deadline is a time on the guest's TSC: it may lie behind it now, or further ahead. */
+void vlapic_tsc_changed(struct vcpu *v)
+{
+    struct vlapic *l = v->vlapic;
+    if (timer_mode(l) != TIMER_DEADLINE)
+        return;
+    vtimer_cancel(&l->timer); /* from here on it has fired, or will not */
+    if (l->tsc_deadline)
+        arm_deadline(l);
+}
+
 static void write_lvt(struct vlapic *l, enum vlapic_lvt n, uint32_t val)
 {
     unsigned old_mode = timer_mode(l);

@@ -306,12 +306,18 @@ static bool something_to_do(void *arg)
            (typed_count && vuart_console.input_ready(vm));
 }
 
-static void show_output(struct vm *vm)
+/* What there is, but not what a guest on another CPU adds for ever meanwhile; nor the rest, if keys are to be looked at. */
+static void show_output(struct vm *vm, bool until_key)
 {
+    enum { AT_ONCE = 16384 };
     char buf[256];
     size_t n;
-    while ((n = vuart_console.read_output(vm, buf, sizeof(buf))))
+    for (size_t shown = 0; shown < AT_ONCE && !(until_key && console_input_pending()); shown += n) {
+        n = vuart_console.read_output(vm, buf, sizeof(buf));
+        if (!n)
+            break;
         console_write_raw(buf, n);
+    }
 }
 
 /* False: Ctrl-]. It is seen at once however much the guest has left unread; beyond the buffer keys are lost, as on a line without flow
@@ -340,7 +346,7 @@ static void attach(struct vm *vm)
     typed_count = 0;
     vuart_console.watch(vm, console_input_waitq());
     for (;;) {
-        show_output(vm);
+        show_output(vm, true);
         if (vm->state == VM_STOPPED && !console_input_pending())
             break;
         waitq_wait(console_input_waitq(), something_to_do, vm, WAIT_FOREVER);
@@ -351,7 +357,7 @@ static void attach(struct vm *vm)
     }
     if (typed_count)
         con_printf("\n(the guest has not taken the last %zu bytes typed: they are lost)", typed_count);
-    show_output(vm);
+    show_output(vm, false);
     vuart_console.watch(vm, NULL);
 }
 

@@ -91,6 +91,7 @@ static enum msr_result write_tsc(struct vcpu *v, uint32_t msr, uint64_t value)
 {
     (void)msr;
     vcpu_set_tsc_offset(v, v->tsc_offset + value - vcpu_guest_tsc(v));
+    vm_platform()->tsc_changed(v);
     pv_refresh(v);
     return MSR_DONE;
 }

@@ -205,6 +205,7 @@ struct vm_platform_ops { /* set once by core/main.c */
     /* MSRs the platform owns (APIC base, x2APIC range, TSC deadline). False: not mine. *gp: inject #GP. */
     bool (*rdmsr)(struct vcpu *v, uint32_t msr, uint64_t *value, bool *gp);
     bool (*wrmsr)(struct vcpu *v, uint32_t msr, uint64_t value, bool *gp);
+    void (*tsc_changed)(struct vcpu *v);         /* the guest has set its TSC; vCPU's thread */
     struct vm_irq_ops irq;
 };
 void vm_set_platform(const struct vm_platform_ops *ops);

@@ -1,5 +1,19 @@
-/* Says what the loader handed over. Arguments: `halt` (HLT for ever), `spin` (busy loop) instead of ending; `reset` (port CF9h). */
+/* Says what the loader handed over. Arguments: `halt` (HLT for ever), `spin` (busy loop),
+ * `flood` (prints) instead of ending; `reset` (port CF9h). */
 #include "tiny.h"
+
+/* As fast as a guest can print: by strings, and without a look at the transmitter. */
+static void flood(void)
+{
+    static char lines[4096];
+    for (unsigned n = 0; n < sizeof(lines); n++)
+        lines[n] = "the same line again and again\r\n\r\n"[n % 32];
+    for (;;) {
+        const char *from = lines;
+        uint64_t count = sizeof(lines);
+        asm volatile("rep outsb" : "+S"(from), "+c"(count) : "d"(0x3f8) : "memory");
+    }
+}
 
 int tiny_main(void)
 {
@@ -21,6 +35,8 @@ int tiny_main(void)
         asm volatile("cli\n hlt");
     while (arg("spin"))
         asm volatile("pause");
+    if (arg("flood"))
+        flood();
     if (arg("reset"))
         outb(0xcf9, 6);
     return (int)arg_u64("code", 0);

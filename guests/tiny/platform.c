@@ -681,7 +681,7 @@ static void check_absent(void)
 
 enum { REG_ID = 0x20, REG_TPR = 0x80, REG_EOI = 0xb0, REG_SVR = 0xf0, REG_IRR = 0x200, REG_ESR = 0x280, REG_ICR = 0x300, REG_LVT_TIMER = 0x320,
     REG_LVT_LINT0 = 0x350, REG_INITIAL = 0x380, REG_CURRENT = 0x390, REG_DIVIDE = 0x3e0 };
-enum { MASKED = 1 << 16, PERIODIC = 1 << 17, DEADLINE = 2 << 17, MSR_DEADLINE = 0x6e0, BUS_HZ = 1000000000 };
+enum { MASKED = 1 << 16, PERIODIC = 1 << 17, DEADLINE = 2 << 17, MSR_TSC = 0x10, MSR_DEADLINE = 0x6e0, BUS_HZ = 1000000000 };
 enum { V_PIC = 0x20, V_TIMER = 0x61, V_IPI = 0x62, V_PIT = 0x63, V_RTC = 0x64, V_UART = 0x65 };
 
 static bool x2apic;
@@ -797,6 +797,16 @@ static void check_deadline(void)
         late += hit_tsc < due;
     }
     CHECK("hlt-until-deadline", came && !late && hits[V_TIMER] == 8, "%lu interrupts, %lu of them early", hits[V_TIMER], late);
+    if (bare) {
+        apic_set(REG_LVT_TIMER, MASKED);
+        return;
+    }
+    hits[V_TIMER] = 0; /* a minute ahead; and then the TSC is set to just before that */
+    wrmsr(MSR_DEADLINE, due = rdtsc() + 60 * tsc_hz);
+    wrmsr(MSR_TSC, due - tsc_hz / 500);
+    bool leapt = wait_hits(V_TIMER, 1), early = hit_tsc < due;
+    wrmsr(MSR_TSC, rdtsc() - 60 * tsc_hz);
+    CHECK("tsc-deadline-set-tsc", leapt && !early, "came %u, early %u", leapt, early);
     apic_set(REG_LVT_TIMER, MASKED);
 }
 

@@ -33,6 +33,19 @@ def smp_tiny(bench):
         m.json(f"vm destroy v{vcpus}")
 
 
+@row("smp-flood", timeout=90, cpus=2, backends=("svm",), why="its guests print on one CPU while the other shows it, which takes Bochs long")
+def smp_flood(bench):
+    """A guest that prints for ever on another CPU than the console's: Ctrl-] leaves it, each time, and the console goes on."""
+    m = bench.boot(*on_disk("hello.elf"))
+    for n in range(2):
+        create(m, f"f{n}", "hello.elf", "flood")
+    for n in range(4):
+        m.attach(f"f{n % 2}")
+        m.expect(r"again and again\r\n", 20)
+        m.detach()
+    require(all(v["state"] == "running" for v in m.json("vm list")["vms"]), "one has ended")
+
+
 @row("smp-many", timeout=240, cpus=4)
 def smp_many(bench):
     """Three VMs of four vCPUs at once on four CPUs."""

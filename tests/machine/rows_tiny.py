@@ -54,6 +54,8 @@ def guest_hello(bench):
     require(m.vm("code")["exit_code"] == 43 and re.search(r"code +stopped .*43", m.command("vm list")), "vm list does not show the code")
     m.json("vm start code")
     require(outcome(m, "code")[1] == 43, "its second life")
+    create(m, "wide", "hello.elf", "code=74565")
+    require(outcome(m, "wide")[1] == 149131, f"a code beyond a byte: {m.vm('wide')}")
 
 
 @row("guest-ends", timeout=90)

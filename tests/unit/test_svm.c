@@ -1,7 +1,7 @@
-/* TEST-SOURCES: svm/msr.c svm/inject.c */
+/* TEST-SOURCES: svm/msr.c svm/inject.c svm/control.c */
 /*
  * A vCPU's copy on AMD: registers, the event that waits, the interrupt shadow, blocked NMIs with their IRET. Two vCPUs, one loaded from the
- * other, must go through the same exits alike.
+ * other, must go through the same exits alike. And what a reset leaves: the intercepts of the start, and no translation.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -17,6 +17,29 @@
 struct svm_features svm_feature_flags = {.honours_shadow = true};
 _Thread_local struct percpu host_percpu;
 static struct vm vm;
+
+/* ---- what svm/control.c wants of the world ---- */
+
+static struct vmcb made __attribute__((aligned(4096)));
+void *kzalloc(size_t bytes) { return calloc(1, bytes); }
+void kfree(void *p) { free(p); }
+mfn_t frame_alloc(unsigned order, unsigned flags, enum frame_type type, struct dmm_space *owner)
+{
+    (void)order, (void)flags, (void)type, (void)owner;
+    memset(&made, 0, sizeof(made));
+    return (mfn_t){1};
+}
+void frame_free(mfn_t mfn, unsigned order) { (void)order; assert_int_equal(mfn.v, 1); }
+void *mfn_to_hva(mfn_t mfn) { (void)mfn; return &made; }
+unsigned cpu_count(void) { return 1; }
+struct percpu *percpu_of(unsigned id) { (void)id; return this_cpu(); }
+uint64_t svm_iopm_hpa(void) { return 0x2000; }
+uint64_t svm_msrpm_hpa(void) { return 0x3000; }
+void vcpu_init_registers(struct vcpu *v, struct vcpu_sregs *r)
+{
+    *r = (struct vcpu_sregs){.cr0 = CR0_ET | CR0_CD | CR0_NW, .dr6 = 0xffff0ff0, .dr7 = 0x400, .pat = PAT_RESET};
+    v->rip = 0xfff0;
+}
 
 struct one { struct vcpu v; struct svm_vcpu s; struct vmcb b; };
 
@@ -127,8 +150,36 @@ static void copies(void **state)
     }
 }
 
+/* INIT in the middle of a guest's life: it exits for the same things as at the start, and no translation of the life before is left. */
+static void reset(void **state)
+{
+    (void)state;
+    for (unsigned filter = 0; filter < 2; filter++) {
+        struct vcpu v = {.vm = &vm};
+        svm_feature_flags.pause_filter = filter;
+        assert_true(svm_vcpu_init(&v));
+        struct svm_vcpu *s = svm_of(&v);
+        struct vmcb_control first = made.c;
+        assert_int_equal(!!(first.misc1 & SVM_MISC1(SVM_EXIT_PAUSE)), filter);
+        assert_int_equal(first.pause_count != 0, filter);
+        svm_request_irq_window(&v, true);
+        svm_set_pause_exits(&v, !filter);
+        s->nmi_masked = true;
+        s->asid_generation = 5;
+        svm_set_reg(&v, VCPU_CR0, CR0_PE | CR0_PG);
+        s->asid_generation = 5;
+        svm_vcpu_reset(&v);
+        assert_int_equal(s->asid_generation, 0);
+        assert_int_equal(s->clean, 0);
+        assert_false(s->nmi_masked);
+        assert_memory_equal(&made.c, &first, sizeof(first));
+        svm_vcpu_fini(&v);
+        assert_null(v.hvm);
+    }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(copies)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(copies), cmocka_unit_test(reset)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

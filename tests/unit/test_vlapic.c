@@ -148,6 +148,48 @@ static void timer(void **state)
     vdev_platform_ops.wrmsr(v, 0x6e0, 1, &gp);          /* long ago */
     fake_advance(0);
     assert_int_equal(take(v), 0x32);
+    lapic_write(v, 0xb0, 0);
+    fake_vm_free(vm);
+}
+
+/* The guest sets its TSC while a deadline is ahead of it. */
+static void timer_and_tsc(void **state)
+{
+    (void)state;
+    struct vm *vm = fake_vm(1);
+    struct vcpu *v = vm->vcpus[0];
+    bool gp;
+    enable(v);
+    lapic_write(v, 0x320, 0x40032);
+    vdev_platform_ops.tsc_changed(v);
+    assert_int_equal(fake_advance(1000000), 0);
+    for (int leap = -2; leap <= 4; leap++) { /* 1 ms of TSC is 2000000; by 4 ms it is behind */
+        uint64_t deadline = time_tsc() + v->tsc_offset + 3 * 2000000;
+        assert_true(vdev_platform_ops.wrmsr(v, 0x6e0, deadline, &gp) && !gp);
+        v->tsc_offset += (uint64_t)(leap * 2000000);
+        vdev_platform_ops.tsc_changed(v);
+        if (leap < 3) {
+            fake_advance((uint64_t)(3 - leap) * 1000000 - 1);
+            assert_int_equal(pending(v), -1);
+            fake_advance(1);
+        } else {
+            fake_advance(0);
+        }
+        assert_int_equal(take(v), 0x32);
+        lapic_write(v, 0xb0, 0);
+        vdev_platform_ops.tsc_changed(v); /* it has fired: no second time */
+        assert_int_equal(fake_advance(10000000), 0);
+        assert_int_equal(pending(v), -1);
+    }
+    lapic_write(v, 0x320, 0x30); /* a count does not depend on the TSC */
+    lapic_write(v, 0x3e0, 0xb);
+    lapic_write(v, 0x380, 1000000);
+    v->tsc_offset += UINT64_C(1) << 40;
+    vdev_platform_ops.tsc_changed(v);
+    fake_advance(999999);
+    assert_int_equal(pending(v), -1);
+    fake_advance(1);
+    assert_int_equal(take(v), 0x30);
     fake_vm_free(vm);
 }
 
@@ -188,6 +230,7 @@ static void modes(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(random_against_model), cmocka_unit_test(ipis), cmocka_unit_test(timer), cmocka_unit_test(modes)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(random_against_model), cmocka_unit_test(ipis), cmocka_unit_test(timer), cmocka_unit_test(timer_and_tsc),
+        cmocka_unit_test(modes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

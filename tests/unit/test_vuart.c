@@ -130,8 +130,18 @@ static void small_ports(void **state)
     assert_false(vm->reset_requested);
     outb(vm, 0x92, 3);
     assert_true(vm->reset_requested);
-    outb(vm, 0xf4, 0x10);
-    assert_int_equal(vm->exit_code, 0x21);
+    vm->exit_code = -1, vm->stop_requested = false;
+    outb(vm, 0xf5, 1), outb(vm, 0xf7, 1), outp(vm, 0xf6, 2, 0xffff);
+    outp(vm, 0xf2, 2, 0xffff), outp(vm, 0xf5, 4, 0xffffffff);
+    assert_true(!vm->stop_requested && vm->exit_code == -1 && inp(vm, 0xf4, 4) == 0xffffffff);
+    const struct { unsigned size; uint32_t value; int code; } codes[] = {{1, 0x10, 0x21}, {2, 0x1234, 0x2469}, {4, 0x12345678, 0x2468acf1},
+                                                                         {2, 0xffff, 0x1ffff}, {4, 0xffffffff, 0x7fffffff}};
+    for (unsigned n = 0; n < ARRAY_SIZE(codes); n++) {
+        outp(vm, 0xf4, codes[n].size, codes[n].value);
+        assert_int_equal(vm->exit_code, codes[n].code);
+    }
+    outp(vm, 0xf3, 2, 0x5500); /* only its second byte is ours */
+    assert_int_equal(vm->exit_code, 0xab);
     fake_vm_free(vm);
 }
 

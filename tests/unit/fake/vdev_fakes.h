@@ -166,24 +166,34 @@ static void fake_vm_free(struct vm *vm)
     free(vm->vcpus), free(vm->bus), free(vm);
 }
 
+/* As vm/bus.c: a device sees an access whole only if all of it is the device's, and else by bytes. */
+static void fake_pio(struct vm *vm, uint16_t port, unsigned size, bool in, uint32_t *val)
+{
+    struct vdev_bus *b = vm->bus;
+    uint32_t ones = size == 4 ? ~0u : (1u << 8 * size) - 1, byte;
+    for (unsigned n = 0; n < b->n; n++)
+        if (b->range[n].pio && port >= b->range[n].at && port + size <= b->range[n].at + b->range[n].size) {
+            *val = in ? ones : *val & ones;
+            b->range[n].pio(vm->vcpus[0], b->range[n].dev, port, size, in, val);
+            FAKE_CHECK(fake_locks == 0);
+            return;
+        }
+    for (unsigned n = 0; size > 1 && n < size; n++) {
+        byte = *val >> 8 * n & 0xff;
+        fake_pio(vm, (uint16_t)(port + n), 1, in, &byte);
+        if (in)
+            *val = (*val & ~(0xffu << 8 * n)) | (byte & 0xff) << 8 * n;
+    }
+    if (in && size == 1)
+        *val = 0xff;
+}
 static UNUSED uint32_t inp(struct vm *vm, uint16_t port, unsigned size)
 {
     uint32_t val = 0xdeadbeef;
-    for (unsigned n = 0; n < vm->bus->n; n++)
-        if (vm->bus->range[n].pio && port >= vm->bus->range[n].at && port < vm->bus->range[n].at + vm->bus->range[n].size) {
-            vm->bus->range[n].pio(vm->vcpus[0], vm->bus->range[n].dev, port, size, true, &val);
-            FAKE_CHECK(fake_locks == 0);
-            return val;
-        }
-    return ~0u;
+    fake_pio(vm, port, size, true, &val);
+    return size == 4 ? val : val & ((1u << 8 * size) - 1);
 }
-static UNUSED void outp(struct vm *vm, uint16_t port, unsigned size, uint32_t val)
-{
-    for (unsigned n = 0; n < vm->bus->n; n++)
-        if (vm->bus->range[n].pio && port >= vm->bus->range[n].at && port < vm->bus->range[n].at + vm->bus->range[n].size)
-            vm->bus->range[n].pio(vm->vcpus[0], vm->bus->range[n].dev, port, size, false, &val);
-    FAKE_CHECK(fake_locks == 0);
-}
+static UNUSED void outp(struct vm *vm, uint16_t port, unsigned size, uint32_t val) { fake_pio(vm, port, size, false, &val); }
 static UNUSED uint8_t inb(struct vm *vm, uint16_t port) { return (uint8_t)inp(vm, port, 1); }
 static UNUSED void outb(struct vm *vm, uint16_t port, uint8_t val) { outp(vm, port, 1, val); }
 static UNUSED uint64_t mmio(struct vcpu *v, uint64_t gpa, unsigned size, bool write, uint64_t val)

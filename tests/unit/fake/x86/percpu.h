@@ -14,4 +14,7 @@ static inline struct percpu *this_cpu(void)
     return p;
 }
 static inline unsigned cpu_id(void) { return host_percpu.id; }
+/* Of a test that wants them. */
+unsigned cpu_count(void);
+struct percpu *percpu_of(unsigned id);
 #endif

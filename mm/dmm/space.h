@@ -89,11 +89,13 @@ struct dmm_space {
     uint64_t last_gfn, streak;
     int64_t stride;
 
-    struct dmm_hist hist[DMM_CAUSE_COUNT];
     struct waitq moving;      /* dmm_wait() */
     unsigned users;           /* under pools_lock: policies at work on it */
     bool closed;              /* under pools_lock: none may begin */
+
+    struct dmm_hist hist[DMM_CAUSE_COUNT]; /* last: images have none */
 };
+#define IMAGE_BYTES offsetof(struct dmm_space, hist)
 
 /* The place for it, RAM or not; NULL: no chunk. */
 static inline struct region *region_place(const struct dmm_space *s, gfn_t gfn)

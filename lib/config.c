@@ -147,14 +147,34 @@ static bool set_affinity(struct config_vm *vm, const char *key, const char *valu
     return true;
 }
 
+static bool set_group(char *group, const char *key, const char *value, struct config_error *err)
+{
+    if (!config_name_valid(value))
+        return fail(err, "%s: \"%.40s\" is no name (letters, digits, _ . -; at most %d)", key, value, CONFIG_NAME_MAX - 1);
+    str_copy(group, CONFIG_NAME_MAX, value);
+    return true;
+}
+
+static bool set_class(uint32_t *class, const char *value, struct config_error *err)
+{
+    static const char *const names[] = {"best-effort", "insured", "strict"};
+    for (uint32_t n = 0; n < ARRAY_SIZE(names); n++)
+        if (!strcmp(value, names[n])) {
+            *class = n;
+            return true;
+        }
+    return fail(err, "class: \"%.40s\" is none of strict, insured, best-effort", value);
+}
+
 enum vm_key { KEY_MEMORY, KEY_MIN, KEY_MAX, KEY_VCPUS, KEY_WEIGHT, KEY_CPU_WEIGHT, KEY_CPU_CAP, KEY_AFFINITY, KEY_COUNT,
-    KEY_AUTOSTART, KEY_DEBUG_EXIT, KEY_KERNEL, KEY_INITRD,
+    KEY_AUTOSTART, KEY_DEBUG_EXIT, KEY_GROUP, KEY_CLASS, KEY_KERNEL, KEY_INITRD,
     KEY_CMDLINE, KEY_MODULE, KEY_NONE };
 
 static const char *const vm_key_names[] = {
     [KEY_MEMORY] = "memory", [KEY_MIN] = "min", [KEY_MAX] = "max", [KEY_VCPUS] = "vcpus", [KEY_WEIGHT] = "weight",
     [KEY_CPU_WEIGHT] = "cpu-weight", [KEY_CPU_CAP] = "cpu-cap", [KEY_AFFINITY] = "affinity",
-    [KEY_COUNT] = "count", [KEY_AUTOSTART] = "autostart", [KEY_DEBUG_EXIT] = "debug-exit", [KEY_KERNEL] = "kernel",
+    [KEY_COUNT] = "count", [KEY_AUTOSTART] = "autostart", [KEY_DEBUG_EXIT] = "debug-exit",
+    [KEY_GROUP] = "group", [KEY_CLASS] = "class", [KEY_KERNEL] = "kernel",
     [KEY_INITRD] = "initrd", [KEY_CMDLINE] = "cmdline", [KEY_MODULE] = "module",
 };
 
@@ -187,6 +207,8 @@ bool config_set_vm_key(struct config_vm *vm, const char *key, const char *value,
     case KEY_COUNT: return set_number(&vm->count, 1, CONFIG_MAX_COUNT, key, value, err);
     case KEY_AUTOSTART: return set_flag(&vm->autostart, key, value, err);
     case KEY_DEBUG_EXIT: return set_flag(&vm->debug_exit, key, value, err);
+    case KEY_GROUP: return set_group(vm->group, key, value, err);
+    case KEY_CLASS: return set_class(&vm->class, value, err);
     case KEY_KERNEL: return set_file(vm->kernel, key, value, err);
     case KEY_INITRD: return set_file(vm->initrd, key, value, err);
     case KEY_CMDLINE:
@@ -196,8 +218,8 @@ bool config_set_vm_key(struct config_vm *vm, const char *key, const char *value,
     case KEY_MODULE: return set_module(vm, key, value, err);
     case KEY_NONE: break;
     }
-    return fail(err, "unknown key \"%.32s\"; a VM has: memory min max vcpus weight cpu-weight cpu-cap affinity count autostart debug-exit kernel "
-                "initrd cmdline module",
+    return fail(err, "unknown key \"%.32s\"; a VM has: memory min max vcpus weight cpu-weight cpu-cap affinity count autostart debug-exit group "
+                "class kernel initrd cmdline module",
                 key);
 }
 
@@ -239,20 +261,44 @@ struct parser {
     bool hypervisor_seen;
 };
 
+/* Names with blanks between them. */
+static bool set_secure_groups(struct parser *p, const char *value)
+{
+    char name[CONFIG_NAME_MAX];
+    while (*value) {
+        size_t len = 0;
+        while (value[len] && value[len] != ' ' && value[len] != '\t')
+            len++;
+        if (len >= sizeof(name))
+            return fail(p->err, "secure-groups: \"%.40s\" is too long for a name", value);
+        memcpy(name, value, len);
+        name[len] = 0;
+        if (p->c->secure_group_count == CONFIG_MAX_SECURE_GROUPS)
+            return fail(p->err, "secure-groups: more than %d groups", CONFIG_MAX_SECURE_GROUPS);
+        if (!set_group(p->c->secure_groups[p->c->secure_group_count++], "secure-groups", name, p->err))
+            return false;
+        for (value += len; *value == ' ' || *value == '\t'; value++)
+            ;
+    }
+    return p->c->secure_group_count ? true : fail(p->err, "secure-groups: no name given");
+}
+
 static bool set_hypervisor_key(struct parser *p, const char *key, const char *value)
 {
     static const char *const levels[] = {"error", "warn", "info", "debug"};
-    uint32_t bit = !strcmp(key, "log") ? 1 : !strcmp(key, "console") ? 2 : 0;
+    uint32_t bit = !strcmp(key, "log") ? 1 : !strcmp(key, "console") ? 2 : !strcmp(key, "secure-groups") ? 4 : 0;
     if (!strcmp(key, "file")) {
         if (p->c->file_count == CONFIG_MAX_FILES)
             return fail(p->err, "file: more than %d files", CONFIG_MAX_FILES);
         return set_file(p->c->files[p->c->file_count++], key, value, p->err);
     }
     if (!bit)
-        return fail(p->err, "unknown key \"%.32s\" in [hypervisor]; it has: log console file", key);
+        return fail(p->err, "unknown key \"%.32s\" in [hypervisor]; it has: log console file secure-groups", key);
     if (p->keys_seen & bit)
         return fail(p->err, "%s is given twice", key);
     p->keys_seen |= bit;
+    if (bit == 4)
+        return set_secure_groups(p, value);
     if (bit == 1) {
         for (uint32_t i = 0; i < ARRAY_SIZE(levels); i++)
             if (!strcmp(value, levels[i])) {

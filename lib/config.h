@@ -3,11 +3,13 @@
  * and for `vm create NAME key=value ...` (config_set_vm_key). Untrusted input: everything is validated here, every
  * error names file, line and what was wrong.
  *
- *   # comment                     [hypervisor]  log = info|debug|warn|error, console = ttyS0[,115200], file = FILE (repeatable)
+ *   # comment                     [hypervisor]  log = info|debug|warn|error, console = ttyS0[,115200], file = FILE (repeatable),
+ *                                 secure-groups = NAME NAME...
  *   [vm NAME]                     memory = 512M   vcpus = 1   kernel = FILE   initrd = FILE   cmdline = TEXT
  *                                 module = FILE [ARGS] (repeatable)   autostart = yes|no   count = N
  *                                 min = SIZE   max = SIZE   weight = N   debug-exit = yes|no
  *                                 cpu-weight = N   cpu-cap = PERCENT   affinity = CPUS[/CPUS]...
+ *                                 group = NAME   class = strict|insured|best-effort
  */
 #ifndef HV_LIB_CONFIG_H
 #define HV_LIB_CONFIG_H
@@ -22,6 +24,7 @@
 #define CONFIG_MAX_MODULES 8
 #define CONFIG_MAX_FILES 32      /* file = : for `vm create` later */
 #define CONFIG_MAX_VCPUS 64
+#define CONFIG_MAX_SECURE_GROUPS 16
 #define CONFIG_AFFINITY_MAX 256
 
 struct config_module { char file[CONFIG_FILE_MAX]; char args[256]; };
@@ -34,6 +37,8 @@ struct config_vm {
     uint32_t cpu_weight, cpu_cap; /* of each vCPU against others'; percent of a CPU at most, 0: no limit. Defaults 100, 0 */
     char affinity[CONFIG_AFFINITY_MAX]; /* default "all" */
     bool autostart, debug_exit; /* defaults yes, no */
+    char group[CONFIG_NAME_MAX]; /* shares pages with the others of it; "": with nobody */
+    uint32_t class;         /* enum dmm_class's numbers: 0 best-effort (default), 1 insured, 2 strict */
     char kernel[CONFIG_FILE_MAX], initrd[CONFIG_FILE_MAX]; /* "" = none; kernel is required */
     char cmdline[CONFIG_CMDLINE_MAX];
     uint32_t module_count;
@@ -46,6 +51,8 @@ struct config {
     uint32_t console_baud;  /* default 115200 */
     uint32_t file_count;
     char files[CONFIG_MAX_FILES][CONFIG_FILE_MAX];
+    uint32_t secure_group_count;
+    char secure_groups[CONFIG_MAX_SECURE_GROUPS][CONFIG_NAME_MAX];
     uint32_t vm_count;
     struct config_vm vms[CONFIG_MAX_VMS];
 };

@@ -5,35 +5,62 @@
  * The guest tells which: a touch that continues where the last one ended is a walk through memory (stride 1 or -1), and each step that
  * keeps the stride doubles the window, up to around_max. Random touches break the streak and get the page alone, so the
  * waste is bounded by the last window of each walk. 2 MiB at a time is for a wholly untouched region while memory is
- * plentiful: under pressure the unused part of a large page is what somebody else lacks.
+ * plentiful: under pressure the unused part of a large page is what somebody else lacks. Zeros need no frame at all, neither read nor stored, but
+ * the next write costs another exit: that is for when memory is short.
  */
 #include "policies/demand.h"
 
 #include "include/hv/dmm.h"
 #include "include/hv/dmm_policy.h"
 
-enum { AROUND_MAX, LARGE_FREE_PERCENT, ZERO_READ, PARAM_COUNT };
+enum { AROUND_MAX, LARGE_FREE_PERCENT, ZERO_READ, ZERO_STORE, SHORT_PERCENT, PARAM_COUNT };
+enum { NEVER, ALWAYS, WHEN_SHORT };
 
 static struct dmm_policy_param params[PARAM_COUNT] = {
     [AROUND_MAX] = { "around_max", "neighbours mapped with a sequential touch, at most", 15, 0, 511 },
     [LARGE_FREE_PERCENT] = { "large_free_percent", "2 MiB first touches only while this much of memory is free (101: never)", 60, 0, 101 },
-    [ZERO_READ] = { "zero_read", "1: a first read maps the shared zero page", 0, 0, 1 },
+    [ZERO_READ] = { "zero_read", "a first read maps the shared zero page: 0 never, 1 always, 2 when memory is short", WHEN_SHORT, 0, 2 },
+    [ZERO_STORE] = { "zero_store", "storing zeros to whole untouched pages takes no frame: 0 never, 1 always, 2 when memory is short", WHEN_SHORT, 0, 2 },
+    [SHORT_PERCENT] = { "short_percent", "memory is short below so much free", 25, 0, 100 },
 };
 
 /* One count per decision. Written by any CPU without a lock: a lost count is not worth a locked operation per fault. */
-static struct { uint64_t large, sequential, zero, around_pages; } decisions;
+static struct { uint64_t large, sequential, zero, zero_store, around_pages; } decisions;
+static bool memory_was_short; /* at the last look */
 
 static uint64_t param(unsigned which) { return __atomic_load_n(&params[which].value, __ATOMIC_RELAXED); }
 
+static bool wants(unsigned which) { return param(which) == ALWAYS || (param(which) == WHEN_SHORT && memory_was_short); }
+
+/* Being asked costs, so only what could be answered is asked. */
+static unsigned asks(void)
+{
+    return DMM_ASK_WALK | (wants(ZERO_READ) ? DMM_ASK_READ : 0) | (wants(ZERO_STORE) ? DMM_ASK_ALWAYS : 0);
+}
+
+/* Every region's first touch is asked about: often enough to notice. */
+static void look_at_memory(struct dmm_policy *p, const struct dmm_touch *t)
+{
+    bool is_short = t->free_pages * 100 < t->total_pages * param(SHORT_PERCENT);
+    if (is_short == memory_was_short)
+        return;
+    memory_was_short = is_short;
+    dmm_policy_ask(p, asks());
+}
+
 static void plan_populate(struct dmm_policy *p, const struct dmm_touch *t, struct dmm_populate_plan *out)
 {
-    (void)p;
+    look_at_memory(p, t);
     if (t->region_empty && t->pool_room_pages >= LARGE_PAGES &&
         t->free_pages * 100 >= t->total_pages * param(LARGE_FREE_PERCENT)) {
         out->size = DMM_POPULATE_2M; /* if there is no zeroed 2 MiB frame DMM takes the rest of the plan instead */
         decisions.large++;
     }
-    if (!(t->access & DMM_WRITE) && param(ZERO_READ)) {
+    if ((t->access & DMM_WRITE) && wants(ZERO_STORE)) {
+        out->zero_store = true;
+        decisions.zero_store++;
+    }
+    if (!(t->access & DMM_WRITE) && wants(ZERO_READ)) {
         out->size = DMM_POPULATE_4K;
         out->zero_page = true;
         decisions.zero++;
@@ -57,12 +84,13 @@ static void show(struct dmm_policy *p, void (*kv)(const char *key, uint64_t valu
     kv("planned_2m", decisions.large, arg);
     kv("planned_sequential", decisions.sequential, arg);
     kv("planned_zero_page", decisions.zero, arg);
+    kv("zero_stores_looked_at", decisions.zero_store, arg);
     kv("planned_around_pages", decisions.around_pages, arg);
 }
 
 static void changed(struct dmm_policy *p)
 {
-    p->populate_ask = DMM_ASK_WALK | (param(ZERO_READ) ? DMM_ASK_READ : 0);
+    p->populate_ask = asks();
 }
 
 static struct dmm_policy demand = {

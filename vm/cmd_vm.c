@@ -33,10 +33,17 @@ static void describe(struct vm *vm, char *buf, size_t size)
     if (vm->state != VM_RUNNING || !any_vcpu(vm, VCPU_STALLED))
         return;
     dmm_space_usage(vm->space, &u);
-    if (u.charged >= u.max)
+    switch (dmm_stall_reason(vm->space)) {
+    case DMM_STALL_MAXIMUM:
         snprintf(buf, size, "stalled: it holds its maximum of %lu KiB", u.max * 4);
-    else
+        break;
+    case DMM_STALL_SET_ASIDE:
+        snprintf(buf, size, "stalled: its class is %s, and the %lu KiB that are free are set aside for minima and un-sharing of others",
+                 dmm_class_name(dmm_get_class(vm->space)), frame_free_pages() * 4);
+        break;
+    default:
         snprintf(buf, size, "stalled: the machine has no free frame left (%lu KiB free)", frame_free_pages() * 4);
+    }
 }
 
 static const char *shown_state(const struct vm *vm)
@@ -372,7 +379,7 @@ static enum cmd_result console(struct cmd_ctx *c, struct vm *vm)
 /* vm set NAME key=value...: what may change while it runs. All or nothing. */
 static enum cmd_result set(struct cmd_ctx *c)
 {
-    static const char *const settable[] = {"affinity", "cpu-weight", "cpu-cap"};
+    static const char *const settable[] = {"affinity", "cpu-weight", "cpu-cap", "class"};
     static struct config_vm cfg; /* one console thread */
     char why[VM_WHY_MAX];
     struct config_error err = {0};
@@ -391,7 +398,7 @@ static enum cmd_result set(struct cmd_ctx *c)
         for (size_t k = 0; k < ARRAY_SIZE(settable); k++)
             known |= !strcmp(c->argv[n], settable[k]);
         if (!known)
-            return cmd_error(c, "%.40s can not be changed: affinity, cpu-weight and cpu-cap can", c->argv[n]);
+            return cmd_error(c, "%.40s can not be changed: affinity, cpu-weight, cpu-cap and class can", c->argv[n]);
         if (!config_set_vm_key(&cfg, c->argv[n], value, &err))
             return cmd_error(c, "%s", err.text);
     }
@@ -454,9 +461,11 @@ static void complete_vm(int argn, char **argv, void (*add)(const char *candidate
         add("affinity=", arg);
         add("cpu-weight=", arg);
         add("cpu-cap=", arg);
+        add("class=", arg);
     } else if (!strcmp(argv[1], "create")) {
         static const char *const keys[] = {"memory=", "vcpus=", "kernel=", "initrd=", "cmdline=", "module=", "autostart=", "count=", "min=",
-                                           "max=", "weight=", "cpu-weight=", "cpu-cap=", "affinity=", "debug-exit="};
+                                           "max=", "weight=", "cpu-weight=", "cpu-cap=", "affinity=", "debug-exit=",
+                                           "group=", "class="};
         for (size_t n = 0; n < ARRAY_SIZE(keys); n++)
             add(keys[n], arg);
     } else {
@@ -465,12 +474,13 @@ static void complete_vm(int argn, char **argv, void (*add)(const char *candidate
 }
 
 CONSOLE_COMMAND_C(vm, cmd_vm,
-                  "vm list\nvm show NAME\nvm create NAME kernel=FILE [key=value]...\nvm set NAME affinity=CPUS|cpu-weight=N|cpu-cap=PERCENT...\n"
+                  "vm list\nvm show NAME\nvm create NAME kernel=FILE [key=value]...\nvm set NAME affinity=CPUS|cpu-weight=N|cpu-cap=PERCENT|class=CLASS...\n"
                   "vm start|pause|resume|stop|destroy NAME\nvm console NAME\nvm fork NAME [COUNT] [name=PREFIX] [paused=yes]\n"
                   "vm snapshot|restore|snapshot-delete NAME SNAPSHOT\nvm snapshots NAME",
                   "virtual machines. create takes the keys of a [vm] section (\"cmdline=a b\" in quotes) and starts the VM unless\n"
                   "autostart=no. set changes where its vCPUs may run (0-3 for all, 0/1/2 for one after the other), their weight\n"
-                  "against other vCPUs and the most that each may use. stop switches it off, start boots it anew, destroy gives back everything.\n"
+                  "against other vCPUs and the most that each may use, or its class (strict, insured, best-effort: see `mem bill`).\n"
+                  "stop switches it off, start boots it anew, destroy gives back everything.\n"
                   "console connects the terminal to its serial port; Ctrl-] leaves it. fork makes COUNT (1) copies of a VM that runs or\n"
                   "is paused, which share its memory until they write: NAME-f0, NAME-f1, ... or PREFIX0, ..., whatever numbers are free.\n"
                   "A snapshot is such a copy at rest; restore returns the VM to it, as often as wanted. At most 16 each; destroy drops them.",

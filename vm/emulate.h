@@ -100,6 +100,8 @@ enum emulate_result emulate_vcpu(struct vcpu *v, enum emulate_kind kind, struct 
  * goes to the destination; others ignore it), which advances RIP; or injects a fault instead. */
 enum emulate_result emulate_vcpu_cr(struct vcpu *v, struct emulate_cr *cr, struct emulate_outcome *out);
 enum emulate_result emulate_vcpu_cr_finish(struct vcpu *v, const struct emulate_cr *cr, uint64_t value, struct emulate_outcome *out);
+/* The registers as the emulator wants them. */
+void emulate_vcpu_state(struct vcpu *v, struct emulate_state *s);
 /* "0f 01 d0 ..." of outcome.bytes into buf, for reports. */
 const char *emulate_bytes_text(const struct emulate_outcome *out, char *buf, size_t size);
 

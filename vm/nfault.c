@@ -68,6 +68,12 @@ void nfault_handle(struct vcpu *v)
     gfn_t gfn = gpa_to_gfn(v->exit.u.fault.gpa);
     switch (v->fault_result) {
     case DMM_FAULT_RETRY: return;
+    case DMM_FAULT_ZERO_STORE:
+        if (!zero_store(v)) {
+            v->fault_result = dmm_fault(v->vm->space, gfn, DMM_READ | DMM_WRITE);
+            nfault_handle(v);
+        }
+        return;
     case DMM_FAULT_HOLE: no_memory_there(v); return;
     case DMM_FAULT_DENIED:
         vm_request_stop(v->vm, -1, "vcpu%u: access to a page that can not be given back its contents: gpa %#lx (rip=%#lx)", v->id,

@@ -91,15 +91,20 @@ enum vm_result vm_refuse(char *why, enum vm_result r, const char *fmt, ...)
 static const struct dmm_space_ops space_ops = {.kick = vm_kick_for_flush};
 
 /* Empty, or inheriting from `image`, whose RAM is that of the same configuration. */
+_Static_assert((int)DMM_CLASS_INSURED == 1 && (int)DMM_CLASS_STRICT == 2, "numbers of lib/config.h");
+
 static enum vm_result make_space(struct vm *vm, struct dmm_image *image, struct dmm_space **out, char *why)
 {
     const struct config_vm *c = vm->config;
     uint64_t low = load_low_ram_bytes(c->memory_bytes), high = load_high_ram_bytes(c->memory_bytes);
     struct dmm_space_config cfg = {
         .name = vm->name, .vm_id = vm->id, .pages = c->memory_bytes >> PAGE_SHIFT, .min_pages = c->min_bytes >> PAGE_SHIFT,
-        .max_pages = c->max_bytes >> PAGE_SHIFT, .weight = c->weight, .format = ops->p2m_format, .ops = &space_ops, .owner = vm,
+        .max_pages = c->max_bytes >> PAGE_SHIFT, .weight = c->weight, .class = (enum dmm_class)c->class,
+        .group = dmm_group_of(c->group), .format = ops->p2m_format, .ops = &space_ops, .owner = vm,
     };
     struct dmm_space *s;
+    if (c->group[0] && !cfg.group)
+        return vm_refuse(why, VM_LIMIT, "group %s: there are %u groups already, and no more fit", c->group, DMM_GROUP_MAX);
     switch (image ? dmm_space_create_from(&cfg, image, &s) : dmm_space_create(&cfg, &s)) {
     case DMM_CREATE_OK: break;
     case DMM_CREATE_NO_MEMORY: return vm_refuse(why, VM_NO_MEMORY, "no frames left for the VM's nested page tables");
@@ -698,6 +703,9 @@ static enum vm_result set_scheduling(struct vm *vm, const struct config_vm *cfg,
     own->cpu_weight = cfg->cpu_weight;
     own->cpu_cap = cfg->cpu_cap;
     memcpy(own->affinity, cfg->affinity, sizeof(own->affinity));
+    if (own->class != cfg->class)
+        dmm_set_class(vm->space, (enum dmm_class)cfg->class);
+    own->class = cfg->class;
     return VM_OK;
 }
 

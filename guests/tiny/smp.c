@@ -12,10 +12,9 @@
  *
  * It ends with `smp: ok`, or with `smp: WRONG ...` and value 1.
  */
-#include "tiny.h"
+#include "lib/cpus.h"
 
-enum { CPUS_MAX = 64, STACK_BYTES = 8192, TRAMPOLINE = 0x8000, VECTOR_TOKEN = 0x50, VECTOR_ALL = 0x51 };
-enum { APIC_BASE = 0x1b, APIC_ID = 0x802, APIC_EOI = 0x80b, APIC_SVR = 0x80f, APIC_ICR = 0x830, GS_BASE = 0xc0000101, KVM_CLOCK = 0x4b564d01 };
+enum { VECTOR_TOKEN = 0x50, VECTOR_ALL = 0x51, GS_BASE = 0xc0000101, KVM_CLOCK = 0x4b564d01 };
 
 struct pvclock { volatile uint32_t version, pad; volatile uint64_t tsc, ns; volatile uint32_t mul; volatile int8_t shift; uint8_t flags, pad2[2]; };
 
@@ -24,38 +23,10 @@ static struct cpu {
     volatile uint64_t token, acks, nmis, count;
     struct pvclock clock __attribute__((aligned(64)));
 } cpus[CPUS_MAX] __attribute__((aligned(64)));
-static uint8_t stacks[CPUS_MAX][STACK_BYTES] __attribute__((aligned(16)));
 static uint64_t cpu_total, loops, seed, pages, memory;
-static volatile uint64_t started, go, arrived, phase;
 static volatile uint64_t wrong; /* set by the first that finds something; the fields below are its */
 static uint64_t wrong_at, wrong_cpu, wrong_expected, wrong_found;
 static const char *wrong_what;
-struct idt_ptr { uint16_t limit; uint64_t base; } __attribute__((packed));
-static struct idt_ptr idt_ptr;
-
-/* ---- starting ------------------------------------------------------------------------------------------------------------------- */
-
-extern char smp_start[], smp_end[];
-void smp_main(uint64_t index);
-asm(".pushsection .text\n"
-    ".code16\n.globl smp_start, smp_end, smp_long\n"
-    "smp_start: cli\n xor %ax, %ax\n mov %ax, %ds\n"
-    "lgdtl (smp_gdt - smp_start + 0x8000)\n"
-    "mov $0x620, %eax\n mov %eax, %cr4\n"
-    "mov $tiny_pml4, %eax\n mov %eax, %cr3\n"
-    "mov $0xc0000080, %ecx\n xor %edx, %edx\n mov $0x100, %eax\n wrmsr\n"
-    "mov $0x80000031, %eax\n mov %eax, %cr0\n"
-    "ljmpl $8, $smp_long\n"
-    ".balign 8\nsmp_gdt: .word 63\n .long tiny_gdt\n"
-    "smp_end:\n"
-    ".code64\nsmp_long: mov $16, %eax\n mov %eax, %ds\n mov %eax, %es\n mov %eax, %ss\n"
-    "mov $1, %edi\n lock xadd %rdi, smp_ticket(%rip)\n"
-    "lea 1(%rdi), %rax\n shl $13, %rax\n lea smp_stacks(%rip), %rsp\n mov (%rsp), %rsp\n add %rax, %rsp\n"
-    "xor %ebp, %ebp\n call smp_main\n ud2\n"
-    ".popsection\n"
-    ".pushsection .data\n .balign 8\nsmp_ticket: .quad 1\n.popsection\n");
-uint64_t smp_stacks;
-_Static_assert(STACK_BYTES == 1 << 13, "smp_long");
 
 static struct cpu *me(void)
 {
@@ -64,56 +35,20 @@ static struct cpu *me(void)
     return c;
 }
 
-static void pause(void) { asm volatile("pause"); }
-static uint64_t add(volatile uint64_t *p, uint64_t n) { return __atomic_fetch_add(p, n, __ATOMIC_SEQ_CST); }
-
-static void command(uint64_t low, uint64_t dest) { wrmsr(APIC_ICR, dest << 32 | low); }
-
 static struct cpu *self_of[CPUS_MAX];
+/* The start order decides the index, so a token's next CPU is found by what its APIC says. */
+static uint64_t apic_id_of[CPUS_MAX];
 
 static void init_this(uint64_t index)
 {
     cpus[index].index = index;
     self_of[index] = &cpus[index];
     wrmsr(GS_BASE, (uint64_t)&self_of[index]);
-    wrmsr(APIC_BASE, rdmsr(APIC_BASE) | 1 << 10 | 1 << 11);
-    wrmsr(APIC_SVR, 0x1ff);
     wrmsr(KVM_CLOCK, (uint64_t)&cpus[index].clock | 1);
-}
-
-static void wait_ns(uint64_t ns);
-
-/* The start order decides the index, so a token's next CPU is found by what its APIC says. */
-static uint64_t apic_id_of[CPUS_MAX];
-
-static void start_others(void)
-{
-    smp_stacks = (uint64_t)stacks;
-    memcpy((void *)TRAMPOLINE, smp_start, (size_t)(smp_end - smp_start));
-    asm volatile("sidt %0" : "=m"(idt_ptr));
-    command(0x000c4500, 0);              /* INIT to all but self */
-    wait_ns(10000000);
-    for (unsigned n = 0; n < 2; n++) {
-        command(0x000c4600 | TRAMPOLINE >> 12, 0);
-        wait_ns(200000);
-    }
-    while (started + 1 < cpu_total)
-        pause();
+    apic_id_of[index] = rdmsr(APIC_ID);
 }
 
 /* ---- together -------------------------------------------------------------------------------------------------------------------- */
-
-static void barrier(void)
-{
-    uint64_t now = phase;
-    if (add(&arrived, 1) + 1 == cpu_total) {
-        arrived = 0;
-        __atomic_store_n(&phase, now + 1, __ATOMIC_SEQ_CST);
-        return;
-    }
-    while (phase == now)
-        pause();
-}
 
 static void complain(const char *what, uint64_t at, uint64_t expected, uint64_t found)
 {
@@ -144,14 +79,14 @@ static void mem_round(uint64_t round)
         for (unsigned w = 0; owner_of(page, round) == i && w < 512; w++)
             p[w] = pattern(page, w, round, i);
     }
-    barrier();
+    cpus_barrier();
     for (uint64_t page = 0; page < pages; page++) {
         volatile uint64_t *p = (void *)(memory + page * 4096);
         for (unsigned w = 0; owner_of(page, round) == checks && w < 512; w++)
             if (p[w] != pattern(page, w, round, checks))
                 complain("gpa", (uint64_t)&p[w], pattern(page, w, round, checks), p[w]);
     }
-    barrier();
+    cpus_barrier();
 }
 
 /* ---- interrupts ------------------------------------------------------------------------------------------------------------------- */
@@ -191,10 +126,10 @@ static void token_round(uint64_t round)
 {
     uint64_t i = me()->index;
     if (i == 0)
-        command(VECTOR_TOKEN | 1 << 14, apic_id_of[1 % cpu_total]);
+        send_ipi(VECTOR_TOKEN | 1 << 14, apic_id_of[1 % cpu_total]);
     sleep_until(&me()->token, round + 1);
     if (i)
-        command(VECTOR_TOKEN | 1 << 14, apic_id_of[(i + 1) % cpu_total]);
+        send_ipi(VECTOR_TOKEN | 1 << 14, apic_id_of[(i + 1) % cpu_total]);
 }
 
 static void broadcasts(uint64_t count)
@@ -202,10 +137,10 @@ static void broadcasts(uint64_t count)
     if (me()->index == 0)
         for (uint64_t n = 1; n <= count; n++) {
             uint64_t nmis = all_nmis;
-            command(VECTOR_ALL | 1 << 14 | 3 << 18, 0);
+            send_ipi(VECTOR_ALL | 1 << 14 | 3 << 18, 0);
             while (all_acks < n * (cpu_total - 1))
                 pause();
-            command(4 << 8 | 1 << 14 | 3 << 18, 0);
+            send_ipi(4 << 8 | 1 << 14 | 3 << 18, 0);
             while (all_nmis < nmis + cpu_total - 1)
                 pause();
         }
@@ -213,24 +148,24 @@ static void broadcasts(uint64_t count)
         complain("broadcasts", count, count * (cpu_total - 1), all_acks);
     if (me()->index)
         sleep_until(&all_acks, count * (cpu_total - 1));
-    barrier();
+    cpus_barrier();
 }
 
 static void ipi_rounds(void)
 {
     asm volatile("sti");
-    barrier();
+    cpus_barrier();
     for (uint64_t r = 0; r < loops * 20; r++)
         token_round(r);
-    barrier();
+    cpus_barrier();
     me()->token = 0;
     if (cpu_total > 1)
         broadcasts(loops * 5);
     asm volatile("cli");
-    barrier();
+    cpus_barrier();
     if (me()->index == 0)
         all_acks = all_nmis = 0;
-    barrier();
+    cpus_barrier();
 }
 
 /* ---- time -------------------------------------------------------------------------------------------------------------------------- */
@@ -245,13 +180,6 @@ static uint64_t clock_ns(const struct pvclock *c)
         if (!(version & 1) && c->version == version)
             return ns;
     }
-}
-
-static void wait_ns(uint64_t ns)
-{
-    uint64_t begun = clock_ns(&cpus[0].clock);
-    while (clock_ns(&cpus[0].clock) - begun < ns)
-        pause();
 }
 
 static volatile uint64_t clock_turn, last_tsc, last_ns;
@@ -272,10 +200,10 @@ static void clock_rounds(void)
         last_ns = ns;
         __atomic_store_n(&clock_turn, clock_turn + 1, __ATOMIC_SEQ_CST);
     }
-    barrier();
+    cpus_barrier();
     if (i == 0)
         clock_turn = 0;
-    barrier();
+    cpus_barrier();
 }
 
 /* ---- lock, spin ----------------------------------------------------------------------------------------------------------------------- */
@@ -285,7 +213,7 @@ static volatile uint64_t ticket_next, ticket_owner, guarded;
 static void lock_rounds(void)
 {
     uint64_t before = guarded;
-    barrier();
+    cpus_barrier();
     for (uint64_t n = 0; n < loops * 100; n++) {
         uint64_t mine = add(&ticket_next, 1);
         while (ticket_owner != mine)
@@ -293,10 +221,10 @@ static void lock_rounds(void)
         guarded = guarded + 1;
         __atomic_store_n(&ticket_owner, mine + 1, __ATOMIC_SEQ_CST);
     }
-    barrier();
+    cpus_barrier();
     if (me()->index == 0 && guarded - before != loops * 100 * cpu_total)
         complain("counter", 0, loops * 100 * cpu_total, guarded - before);
-    barrier();
+    cpus_barrier();
 }
 
 static void spin(uint64_t seconds)
@@ -304,7 +232,7 @@ static void spin(uint64_t seconds)
     uint64_t end = clock_ns(&me()->clock) + seconds * 1000000000;
     while (clock_ns(&me()->clock) < end)
         me()->count++;
-    barrier();
+    cpus_barrier();
 }
 
 /* ---- modes ------------------------------------------------------------------------------------------------------------------------------ */
@@ -332,24 +260,20 @@ static void run(void)
             lock_rounds();
         if (do_spin)
             spin(seconds);
-        barrier();
+        cpus_barrier();
         if (me()->index == 0) {
             stop = wrong || !do_forever;
             if (!stop)
                 print("smp: loop %lu ok\n", ++lap);
         }
-        barrier();
+        cpus_barrier();
     } while (!stop);
 }
 
-void smp_main(uint64_t index)
+static void begin(uint64_t index)
 {
-    asm volatile("lidt %0" :: "m"(idt_ptr));
     init_this(index);
-    apic_id_of[index] = rdmsr(APIC_ID);
-    add(&started, 1);
-    while (!go)
-        pause();
+    cpus_barrier();
     run();
     for (;;)
         asm volatile("cli\n hlt");
@@ -357,8 +281,8 @@ void smp_main(uint64_t index)
 
 int tiny_main(void)
 {
-    uint64_t end, all = cpuid(0xb, 1).b & 0xffff;
-    cpu_total = arg_u64("cpus", all ? all : 1);
+    uint64_t end;
+    cpu_total = arg_u64("cpus", cpus_present());
     loops = arg_u64("loops", 3);
     seed = arg_u64("seed", 1);
     seconds = arg_u64("seconds", 3);
@@ -379,12 +303,10 @@ int tiny_main(void)
     }
     on_interrupt = interrupted;
     on_trap = trapped;
+    cpus_start(cpu_total, begin);
     init_this(0);
-    apic_id_of[0] = rdmsr(APIC_ID);
-    if (cpu_total > 1)
-        start_others();
     print("smp: %lu vCPUs, %lu pages\n", cpu_total, pages);
-    go = 1;
+    cpus_barrier();
     run();
     for (uint64_t n = 0; do_spin && n < cpu_total; n++)
         print("smp: cpu %lu count %lu\n", n, cpus[n].count);

@@ -64,8 +64,9 @@ mfn_t hva_to_mfn(const void *hva);
 
 /* ---- spaces ------------------------------------------------------------------------------------------- */
 
-/* DMM_WALK goes with the others: the CPU's walk of the guest's page tables did it, so the page is one of them. */
-enum dmm_access { DMM_READ = 1, DMM_WRITE = 2, DMM_EXEC = 4, DMM_WALK = 8 };
+/* DMM_WALK and DMM_GUEST go with the others: the CPU's walk of the guest's page tables did it, so the page is one of them; the guest's own
+ * instruction did it, and the caller knows DMM_FAULT_ZERO_STORE. */
+enum dmm_access { DMM_READ = 1, DMM_WRITE = 2, DMM_EXEC = 4, DMM_WALK = 8, DMM_GUEST = 16 };
 
 enum dmm_fault_result {
     DMM_FAULT_RETRY,    /* the page is usable for this access now: run the instruction again */
@@ -73,6 +74,8 @@ enum dmm_fault_result {
     DMM_FAULT_STALLED,  /* no frame left (pool or machine): dmm_wait_memory(), say why, then try again */
     DMM_FAULT_HOLE,     /* not memory of this VM: the caller decides (device, open bus) */
     DMM_FAULT_DENIED,   /* memory, but this access is never allowed (image-ro executed as device, poison) */
+    DMM_FAULT_ZERO_STORE, /* the page reads as zero and frames are dear: if the instruction stores nothing but zeros to whole pages, do without
+                           * (dmm_is_zero_without_frame(), dmm_zero_stored()); else ask again without DMM_GUEST */
 };
 const char *dmm_fault_result_name(enum dmm_fault_result r);
 
@@ -117,6 +120,9 @@ bool dmm_gfn_is_ram(const struct dmm_space *s, gfn_t gfn);
 
 /* The nested fault. `access` is a mask of enum dmm_access; write implies read. */
 enum dmm_fault_result dmm_fault(struct dmm_space *s, gfn_t gfn, unsigned access);
+/* Does the page read as zero, without a frame of its own? And: that many pages of it had zeros stored to them at no cost. */
+bool dmm_is_zero_without_frame(struct dmm_space *s, gfn_t gfn);
+void dmm_zero_stored(struct dmm_space *s, uint64_t pages, uint64_t tsc);
 /* Would dmm_fault() find nothing to do? Counts nothing: for the emulator, whose accesses are no faults. */
 bool dmm_is_mapped(struct dmm_space *s, gfn_t gfn, unsigned access);
 /* After BLOCKED / STALLED: sleeps (no lock held) until it is worth trying again, at most timeout_ns. */
@@ -266,12 +272,16 @@ struct dmm_bill {
     uint64_t breaks, break_rate_milli /* of its shared pages, per second, now */;
 };
 void dmm_space_bill(struct dmm_space *s, struct dmm_bill *out);
+/* What a vCPU that waits in dmm_wait_memory() lacks, as far as one can tell now. */
+enum dmm_stall { DMM_STALL_NONE, DMM_STALL_MAXIMUM /* its own */, DMM_STALL_NO_FRAME, DMM_STALL_SET_ASIDE /* for others, or other purposes */ };
+enum dmm_stall dmm_stall_reason(const struct dmm_space *s);
 void dmm_set_class(struct dmm_space *s, enum dmm_class c);
 enum dmm_class dmm_get_class(const struct dmm_space *s);
 /* Once a second, from any thread: how fast do shares break? Insured VMs' covers follow. */
 void dmm_insurance_tick(uint64_t elapsed_ns);
 uint64_t dmm_covered_pages(void); /* set aside for un-sharing, over all VMs */
 uint64_t dmm_promised_pages(void);/* for minima not drawn yet */
+uint64_t dmm_reserve_pages(void); /* for what is needed to free more, and breaks of the better classes */
 
 /* ---- guest memory from the hypervisor --------------------------------------------------------------------- */
 
@@ -293,7 +303,8 @@ bool dmm_peek_u64(struct dmm_space *s, uint64_t gpa, uint64_t *out);
 enum dmm_fault_cause { /* what a nested fault turned out to be; one latency histogram each */
     DMM_CAUSE_FIRST_TOUCH_4K, DMM_CAUSE_FIRST_TOUCH_4K_CLEARED, /* pre-zeroed frame / cleared in the fault */
     DMM_CAUSE_FIRST_TOUCH_2M, DMM_CAUSE_IMAGE_MAP, DMM_CAUSE_COW_IMAGE, DMM_CAUSE_COW_SHARED,
-    DMM_CAUSE_COW_SEALED, DMM_CAUSE_UNPROTECT /* it had it alone */, DMM_CAUSE_INHERIT /* a region of the image it was made from */, DMM_CAUSE_ZERO_READ,
+    DMM_CAUSE_COW_SEALED, DMM_CAUSE_UNPROTECT /* it had it alone */, DMM_CAUSE_INHERIT /* a region of the image it was made from */,
+    DMM_CAUSE_ZERO_READ, DMM_CAUSE_ZERO_STORE,
     DMM_CAUSE_SPURIOUS, DMM_CAUSE_STALL, DMM_CAUSE_MOVING, DMM_CAUSE_HOLE, DMM_CAUSE_COUNT,
 };
 const char *dmm_fault_cause_name(enum dmm_fault_cause c);
@@ -316,6 +327,7 @@ void dmm_space_usage(const struct dmm_space *s, struct dmm_usage *out);
 unsigned dmm_audit(void (*report)(const char *line, void *arg), void *arg);
 void dmm_for_each_space(bool (*cb)(struct dmm_space *s, void *arg), void *arg);
 const char *dmm_space_name(const struct dmm_space *s);
+bool dmm_space_named(const char *name); /* is there one? */
 uint32_t dmm_space_vm_id(const struct dmm_space *s);
 void dmm_init(void);
 /* How to have every other CPU see our stores, once there are others; it interrupts them. */

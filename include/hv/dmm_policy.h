@@ -28,6 +28,7 @@ struct dmm_populate_plan {
     enum dmm_populate_size size;
     unsigned around_before, around_after; /* EMPTY neighbours to map too (4K only), clipped to the 2 MiB region */
     bool zero_page;            /* a read: map the shared zero page and no frame at all (4K only) */
+    bool zero_store;           /* a write: if it stores zeros to whole pages, they need no frame either; worth a look at the instruction */
 };
 
 /* When a populate policy wants to be asked; else the page alone is mapped, without the cost of asking. The first touch of a
@@ -60,5 +61,7 @@ void dmm_policy_for_each(bool (*cb)(struct dmm_policy *p, void *arg), void *arg)
 enum dmm_policy_set_result { DMM_POLICY_OK, DMM_POLICY_NO_PARAM, DMM_POLICY_RANGE, DMM_POLICY_CANNOT_DISABLE };
 enum dmm_policy_set_result dmm_policy_set(struct dmm_policy *p, const char *param, uint64_t value);
 enum dmm_policy_set_result dmm_policy_enable(struct dmm_policy *p, bool on);
+/* From the policy's own hook: from now on it wants to be asked so. */
+void dmm_policy_ask(struct dmm_policy *p, unsigned populate_ask);
 
 #endif

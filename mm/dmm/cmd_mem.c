@@ -1,12 +1,12 @@
 /*
- * The console's view of memory: `mem`, `mem audit`, `policy`.
+ * The console's view of memory: `mem`, `mem audit`, `mem bill`; cmd_map.c has `mem map`.
  *
  * The numbers are exact: each is a counter that the audit proves, and none is derived from another by rounding.
  */
 #include "core/console.h"
 #include "include/hv/dmm.h"
-#include "include/hv/dmm_policy.h"
 #include "lib/string.h"
+#include "mm/dmm/cmd_map.h"
 
 #define PAGES_TO_KIB(n) ((unsigned long)(n) * 4)
 
@@ -19,9 +19,10 @@ static bool mem_space_text(struct dmm_space *s, void *arg)
     struct dmm_usage u;
     (void)arg;
     dmm_space_usage(s, &u);
-    con_printf("%-16s %10lu %10lu %10lu %10lu %10lu %10lu %10lu %10lu\n", dmm_space_name(s), PAGES_TO_KIB(u.configured),
-               PAGES_TO_KIB(u.resident), PAGES_TO_KIB(u.resident_large), PAGES_TO_KIB(u.image_shared + u.shared),
-               PAGES_TO_KIB(u.zero), PAGES_TO_KIB(u.empty), PAGES_TO_KIB(u.pinned), (unsigned long)(overhead_bytes(&u) / 1024));
+    con_printf("%-16s %10lu %9lu %9lu %9lu %9lu %9lu %9lu %9lu %7lu %8lu %8lu\n", dmm_space_name(s), PAGES_TO_KIB(u.configured),
+               PAGES_TO_KIB(u.resident), PAGES_TO_KIB(u.resident_large), PAGES_TO_KIB(u.shared), PAGES_TO_KIB(u.image_shared), PAGES_TO_KIB(u.zero),
+               PAGES_TO_KIB(u.inherited), PAGES_TO_KIB(u.empty), PAGES_TO_KIB(u.pinned), PAGES_TO_KIB(u.covered),
+               (unsigned long)(overhead_bytes(&u) / 1024));
     return true;
 }
 
@@ -33,12 +34,15 @@ static bool mem_space_json(struct dmm_space *s, void *arg)
     json_object_begin(w);
     json_kv_string(w, "name", dmm_space_name(s));
     json_kv_u64(w, "id", dmm_space_vm_id(s));
+    json_kv_string(w, "class", dmm_class_name(dmm_get_class(s)));
+    json_kv_string(w, "group", dmm_group_name(dmm_space_group(s)) ? dmm_group_name(dmm_space_group(s)) : "");
     const struct { const char *key; uint64_t value; } fields[] = {
         { "configured_pages", u.configured }, { "resident_pages", u.resident }, { "resident_large_pages", u.resident_large },
         { "image_shared_pages", u.image_shared }, { "shared_pages", u.shared }, { "zero_pages", u.zero },
         { "empty_pages", u.empty }, { "pinned_pages", u.pinned }, { "p2m_pages", u.p2m_pages },
         { "state_pages", u.state_pages }, { "heap_bytes", u.heap_bytes }, { "overhead_bytes", overhead_bytes(&u) },
-        { "min_pages", u.min }, { "max_pages", u.max }, { "charged_pages", u.charged },
+        { "min_pages", u.min }, { "max_pages", u.max }, { "charged_pages", u.charged }, { "sealed_pages", u.sealed },
+        { "inherited_pages", u.inherited }, { "covered_pages", u.covered },
     };
     for (unsigned n = 0; n < ARRAY_SIZE(fields); n++)
         json_kv_u64(w, fields[n].key, fields[n].value);
@@ -46,11 +50,32 @@ static bool mem_space_json(struct dmm_space *s, void *arg)
     return true;
 }
 
+static bool add_shared(struct dmm_space *s, void *arg)
+{
+    struct dmm_usage u;
+    dmm_space_usage(s, &u);
+    *(uint64_t *)arg += u.shared;
+    return true;
+}
+
+/* Pages that VMs have on shared frames, less these frames. (Images' pages are not counted: nobody would have them otherwise.) */
+static uint64_t saved_pages(void)
+{
+    uint64_t pages = 0;
+    dmm_for_each_space(add_shared, &pages);
+    uint64_t frames = frame_count(FRAME_SHARED);
+    return pages > frames ? pages - frames : 0;
+}
+
 static void mem_json(struct json_writer *w)
 {
     json_object_begin(w);
     json_kv_u64(w, "total_pages", frame_total_pages());
     json_kv_u64(w, "free_pages", frame_free_pages());
+    json_kv_u64(w, "saved_pages", saved_pages());
+    json_kv_u64(w, "covered_pages", dmm_covered_pages());
+    json_kv_u64(w, "promised_pages", dmm_promised_pages());
+    json_kv_u64(w, "reserve_pages", dmm_reserve_pages());
     json_key(w, "frames");
     json_object_begin(w);
     for (unsigned t = FRAME_FREE; t < FRAME_TYPE_COUNT; t++)
@@ -68,9 +93,11 @@ static void mem_text(void)
     con_printf("%-16s %12s %12s\n", "frames", "pages", "KiB");
     for (unsigned t = FRAME_FREE; t < FRAME_TYPE_COUNT; t++)
         con_printf("%-16s %12lu %12lu\n", frame_type_name(t), (unsigned long)frame_count(t), PAGES_TO_KIB(frame_count(t)));
-    con_printf("%-16s %12lu %12lu\n\n", "total", (unsigned long)frame_total_pages(), PAGES_TO_KIB(frame_total_pages()));
-    con_printf("%-16s %10s %10s %10s %10s %10s %10s %10s %10s\n", "VM (KiB)", "configured", "resident", "in 2 MiB", "shared",
-               "zero", "empty", "pinned", "overhead");
+    con_printf("%-16s %12lu %12lu\n", "total", (unsigned long)frame_total_pages(), PAGES_TO_KIB(frame_total_pages()));
+    con_printf("saved by sharing %12lu KiB; set aside: %lu KiB for un-sharing, %lu KiB for minima, %lu KiB reserve\n\n",
+               PAGES_TO_KIB(saved_pages()), PAGES_TO_KIB(dmm_covered_pages()), PAGES_TO_KIB(dmm_promised_pages()), PAGES_TO_KIB(dmm_reserve_pages()));
+    con_printf("%-16s %10s %9s %9s %9s %9s %9s %9s %9s %7s %8s %8s\n", "VM (KiB)", "configured", "resident", "in 2 MiB", "shared", "boot file",
+               "zero", "inherited", "empty", "pinned", "cover", "overhead");
     dmm_for_each_space(mem_space_text, NULL);
 }
 
@@ -92,7 +119,7 @@ static bool add_configured(struct dmm_space *s, void *arg)
 {
     struct dmm_usage u;
     dmm_space_usage(s, &u);
-    *(uint64_t *)arg += u.resident + u.image_shared + u.shared + u.zero + u.empty;
+    *(uint64_t *)arg += u.resident + u.image_shared + u.shared + u.zero + u.inherited + u.empty;
     return true;
 }
 
@@ -125,10 +152,96 @@ static enum cmd_result mem_audit(struct cmd_ctx *c)
     return CMD_OK;
 }
 
+/* ---- mem bill ----------------------------------------------------------------------------------------------------- */
+
+/* Thousandths of a frame as KiB. */
+#define MILLI_TO_KIB(n) ((unsigned long)((n) / 250))
+
+struct bill_of { struct cmd_ctx *c; const char *name; unsigned found; };
+
+static uint64_t total_milli(const struct dmm_bill *b)
+{
+    return b->private_milli + b->shared_milli + b->image_milli + b->inherited_milli + b->overhead_milli;
+}
+
+/* What it has, and why. */
+static void bill_text(struct dmm_space *s, const struct dmm_bill *b)
+{
+    struct dmm_usage u;
+    dmm_space_usage(s, &u);
+    const char *group = dmm_group_name(dmm_space_group(s));
+    con_printf("%-16s %9lu %9lu %9lu %9lu %9lu %9lu\n", dmm_space_name(s), MILLI_TO_KIB(total_milli(b)), MILLI_TO_KIB(b->private_milli),
+               MILLI_TO_KIB(b->shared_milli), MILLI_TO_KIB(b->image_milli), MILLI_TO_KIB(b->inherited_milli), MILLI_TO_KIB(b->overhead_milli));
+    con_printf("    %lu KiB of %lu are its own", PAGES_TO_KIB(u.resident), PAGES_TO_KIB(u.configured));
+    if (u.shared)
+        con_printf("; %lu are on frames that it shares with up to %lu others", PAGES_TO_KIB(u.shared), b->sharers_max ? b->sharers_max - 1 : 0);
+    if (u.inherited)
+        con_printf("; %lu are still as at the fork or snapshot", PAGES_TO_KIB(u.inherited));
+    con_printf("; %lu read as zero or were never touched, and cost nothing\n", PAGES_TO_KIB(u.zero + u.empty));
+    con_printf("    it shares %s%s and is %s: %lu KiB set aside for when it writes; %lu.%03lu shares a second break, %lu have\n",
+               group ? "within group " : "with nobody but itself", group ? group : "", dmm_class_name(dmm_get_class(s)),
+               PAGES_TO_KIB(b->covered_pages), b->break_rate_milli / 1000, b->break_rate_milli % 1000, b->breaks);
+    if (u.charged >= u.max)
+        con_printf("    it has its maximum of %lu KiB, and waits if it wants more\n", PAGES_TO_KIB(u.max));
+    else if (u.min)
+        con_printf("    %lu KiB are promised to it, %lu are its maximum\n", PAGES_TO_KIB(u.min), PAGES_TO_KIB(u.max));
+}
+
+static void bill_json(struct json_writer *w, struct dmm_space *s, const struct dmm_bill *b)
+{
+    json_object_begin(w);
+    json_kv_string(w, "name", dmm_space_name(s));
+    const struct { const char *key; uint64_t value; } fields[] = {
+        { "total_millipages", total_milli(b) }, { "private_millipages", b->private_milli }, { "shared_millipages", b->shared_milli },
+        { "boot_file_millipages", b->image_milli }, { "inherited_millipages", b->inherited_milli }, { "overhead_millipages", b->overhead_milli },
+        { "covered_pages", b->covered_pages }, { "sharers_max", b->sharers_max }, { "breaks", b->breaks },
+        { "breaks_per_1000_s", b->break_rate_milli },
+    };
+    for (unsigned n = 0; n < ARRAY_SIZE(fields); n++)
+        json_kv_u64(w, fields[n].key, fields[n].value);
+    json_object_end(w);
+}
+
+static bool bill_one(struct dmm_space *s, void *arg)
+{
+    struct bill_of *of = arg;
+    struct dmm_bill b;
+    if (of->name && strcmp(of->name, dmm_space_name(s)) != 0)
+        return true;
+    of->found++;
+    dmm_space_bill(s, &b);
+    if (of->c->want_json)
+        bill_json(of->c->json, s, &b);
+    else
+        bill_text(s, &b);
+    return true;
+}
+
+static enum cmd_result mem_bill(struct cmd_ctx *c)
+{
+    struct bill_of of = { c, c->argc == 3 ? c->argv[2] : NULL, 0 };
+    if (of.name && !dmm_space_named(of.name))
+        return cmd_error(c, "there is no VM of the name %s", of.name);
+    if (c->want_json)
+        json_array_begin(c->json);
+    else
+        con_printf("%-16s %9s %9s %9s %9s %9s %9s\n", "VM (KiB)", "bill", "private", "shared/n", "boot/n", "inherited", "overhead");
+    dmm_for_each_space(bill_one, &of);
+    if (c->want_json)
+        json_array_end(c->json);
+    return CMD_OK;
+}
+
+/* ---- the command ---------------------------------------------------------------------------------------------------- */
+
 static enum cmd_result cmd_mem(struct cmd_ctx *c)
 {
     if (c->argc == 2 && strcmp(c->argv[1], "audit") == 0)
         return mem_audit(c);
+    if ((c->argc == 2 || c->argc == 3) && strcmp(c->argv[1], "bill") == 0)
+        return mem_bill(c);
+    if (c->argc == 3 && strcmp(c->argv[1], "map") == 0)
+        return cmd_mem_map(c, c->argv[2]);
     if (c->argc != 1)
         return CMD_USAGE;
     if (c->want_json)
@@ -138,143 +251,29 @@ static enum cmd_result cmd_mem(struct cmd_ctx *c)
     return CMD_OK;
 }
 
+static bool add_space_name(struct dmm_space *s, void *arg)
+{
+    struct { void (*add)(const char *candidate, void *arg); void *arg; } *k = arg;
+    k->add(dmm_space_name(s), k->arg);
+    return true;
+}
+
 static void complete_mem(int argn, char **argv, void (*add)(const char *candidate, void *arg), void *arg)
 {
-    (void)argv;
-    if (argn == 1)
+    struct { void (*add)(const char *candidate, void *arg); void *arg; } k = { add, arg };
+    if (argn == 1) {
         add("audit", arg);
-}
-
-CONSOLE_COMMAND_C(mem, cmd_mem, "mem\nmem audit",
-                  "machine frames by type, and what each VM has in KiB: configured, resident (of which in 2 MiB mappings),\n"
-                  "shared with boot files, reading as the zero page, never touched (empty), pinned, and our overhead for it.\n"
-                  "audit checks that every frame and every page is accounted for exactly once.", complete_mem);
-
-/* ---- policy ------------------------------------------------------------------------------------------------------- */
-
-static bool list_text(struct dmm_policy *p, void *arg)
-{
-    (void)arg;
-    con_printf("%-12s %-4s %s\n", p->name, p->enabled ? "on" : "off", p->help);
-    return true;
-}
-
-static bool list_json(struct dmm_policy *p, void *arg)
-{
-    struct json_writer *w = arg;
-    json_object_begin(w);
-    json_kv_string(w, "name", p->name);
-    json_kv_bool(w, "enabled", p->enabled);
-    json_kv_string(w, "help", p->help);
-    json_object_end(w);
-    return true;
-}
-
-static void kv_text(const char *key, uint64_t value, void *arg)
-{
-    (void)arg;
-    con_printf("  %-24s %lu\n", key, (unsigned long)value);
-}
-
-static void kv_json(const char *key, uint64_t value, void *arg) { json_kv_u64(arg, key, value); }
-
-static enum cmd_result policy_show(struct cmd_ctx *c, struct dmm_policy *p)
-{
-    if (!c->want_json) {
-        con_printf("%s: %s, %s\n", p->name, p->enabled ? "on" : "off", p->help);
-        for (unsigned n = 0; n < p->param_count; n++)
-            con_printf("  %-24s %lu  (%lu..%lu) %s\n", p->params[n].name, (unsigned long)p->params[n].value,
-                       (unsigned long)p->params[n].min, (unsigned long)p->params[n].max, p->params[n].help);
-        if (p->show)
-            p->show(p, kv_text, NULL);
-        return CMD_OK;
-    }
-    json_object_begin(c->json);
-    json_kv_string(c->json, "name", p->name);
-    json_kv_bool(c->json, "enabled", p->enabled);
-    json_key(c->json, "params");
-    json_object_begin(c->json);
-    for (unsigned n = 0; n < p->param_count; n++)
-        json_kv_u64(c->json, p->params[n].name, p->params[n].value);
-    json_object_end(c->json);
-    json_key(c->json, "counters");
-    json_object_begin(c->json);
-    if (p->show)
-        p->show(p, kv_json, c->json);
-    json_object_end(c->json);
-    json_object_end(c->json);
-    return CMD_OK;
-}
-
-static enum cmd_result policy_set(struct cmd_ctx *c, struct dmm_policy *p)
-{
-    uint64_t value;
-    if (!str_to_size(c->argv[4], &value))
-        return cmd_error(c, "%s is not a number", c->argv[4]);
-    switch (dmm_policy_set(p, c->argv[3], value)) {
-    case DMM_POLICY_NO_PARAM:
-        return cmd_error(c, "%s has no parameter %s", p->name, c->argv[3]);
-    case DMM_POLICY_RANGE:
-        for (unsigned n = 0; n < p->param_count; n++)
-            if (strcmp(p->params[n].name, c->argv[3]) == 0)
-                return cmd_error(c, "%s must be %lu to %lu", c->argv[3], (unsigned long)p->params[n].min,
-                                 (unsigned long)p->params[n].max);
-        return CMD_USAGE;
-    default:
-        return policy_show(c, p);
+        add("bill", arg);
+        add("map", arg);
+    } else if (argn == 2 && (strcmp(argv[1], "bill") == 0 || strcmp(argv[1], "map") == 0)) {
+        dmm_for_each_space(add_space_name, &k);
     }
 }
 
-static enum cmd_result cmd_policy(struct cmd_ctx *c)
-{
-    const char *verb = c->argc > 1 ? c->argv[1] : "list";
-    struct dmm_policy *p = c->argc > 2 ? dmm_policy_find(c->argv[2]) : NULL;
-    if (strcmp(verb, "list") == 0 && c->argc <= 2) {
-        if (c->want_json) {
-            json_array_begin(c->json);
-            dmm_policy_for_each(list_json, c->json);
-            json_array_end(c->json);
-        } else {
-            dmm_policy_for_each(list_text, NULL);
-        }
-        return CMD_OK;
-    }
-    if (c->argc > 2 && !p)
-        return cmd_error(c, "no policy %s", c->argv[2]);
-    if (strcmp(verb, "show") == 0 && c->argc == 3)
-        return policy_show(c, p);
-    if (strcmp(verb, "set") == 0 && c->argc == 5)
-        return policy_set(c, p);
-    bool on = strcmp(verb, "on") == 0;
-    if ((!on && strcmp(verb, "off") != 0) || c->argc != 3)
-        return CMD_USAGE;
-    if (dmm_policy_enable(p, on) == DMM_POLICY_CANNOT_DISABLE)
-        return cmd_error(c, "%s cannot be switched off: nothing else does its work", p->name);
-    return policy_show(c, p);
-}
-
-struct completion { void (*add)(const char *candidate, void *arg); void *arg; };
-
-static bool add_policy_name(struct dmm_policy *p, void *arg)
-{
-    struct completion *k = arg;
-    k->add(p->name, k->arg);
-    return true;
-}
-
-static void complete_policy(int argn, char **argv, void (*add)(const char *candidate, void *arg), void *arg)
-{
-    static const char *const verbs[] = { "list", "show", "on", "off", "set" };
-    struct completion k = { add, arg };
-    struct dmm_policy *p = argn == 3 ? dmm_policy_find(argv[2]) : NULL;
-    for (unsigned n = 0; argn == 1 && n < ARRAY_SIZE(verbs); n++)
-        add(verbs[n], arg);
-    if (argn == 2)
-        dmm_policy_for_each(add_policy_name, &k);
-    for (unsigned n = 0; p && n < p->param_count; n++)
-        add(p->params[n].name, arg);
-}
-
-CONSOLE_COMMAND_C(policy, cmd_policy,
-                  "policy [list]\npolicy show NAME\npolicy on|off NAME\npolicy set NAME PARAMETER VALUE",
-                  "memory policies: which there are, what they decided, and their parameters.", complete_policy);
+CONSOLE_COMMAND_C(mem, cmd_mem, "mem\nmem audit\nmem bill [VM]\nmem map VM",
+                  "machine frames by type, what is set aside, and what each VM has in KiB: configured, resident (of which in 2 MiB mappings),\n"
+                  "shared with other pages, with boot files, reading as the zero page, inherited from an image, never touched (empty), pinned,\n"
+                  "set aside for its un-sharing, and our overhead for it.\n"
+                  "audit checks that every frame and every page is accounted for exactly once.\n"
+                  "bill charges a frame with n users 1/n to each, and says why a VM has what it has.\n"
+                  "map shows the states of a VM's pages, in runs; with -j where its nested table is, and its sharing group.", complete_mem);

@@ -28,7 +28,7 @@ struct outcome {
 
 const char *dmm_fault_result_name(enum dmm_fault_result r)
 {
-    static const char *const names[] = { "retry", "blocked", "stalled", "hole", "denied" };
+    static const char *const names[] = { "retry", "blocked", "stalled", "hole", "denied", "zero-store" };
     return (unsigned)r < ARRAY_SIZE(names) ? names[r] : "?";
 }
 
@@ -36,7 +36,7 @@ const char *dmm_fault_cause_name(enum dmm_fault_cause c)
 {
     static const char *const names[DMM_CAUSE_COUNT] = {
         "first-touch-4k", "first-touch-4k-cleared", "first-touch-2m", "image-map", "cow-image", "cow-shared", "cow-sealed",
-        "unprotect", "inherit", "zero-read", "spurious", "stall", "moving", "hole",
+        "unprotect", "inherit", "zero-read", "zero-store", "spurious", "stall", "moving", "hole",
     };
     return (unsigned)c < DMM_CAUSE_COUNT ? names[c] : "?";
 }
@@ -122,6 +122,8 @@ __attribute__((noinline)) static struct outcome touch_as_planned(struct dmm_spac
 {
     struct dmm_populate_plan plan = { .size = DMM_POPULATE_4K };
     policy_plan_populate(s, gfn_of(gfn), access, r, &plan);
+    if (plan.zero_store && (access & (DMM_WRITE | DMM_WALK | DMM_GUEST)) == (DMM_WRITE | DMM_GUEST))
+        return OUTCOME(DMM_FAULT_ZERO_STORE, DMM_CAUSE_ZERO_STORE);
     if (plan.size == DMM_POPULATE_2M && fill_large(s, r, gfn)) {
         s->last_gfn = gfn | (LARGE_PAGES - 1);
         return DONE(DMM_CAUSE_FIRST_TOUCH_2M);
@@ -187,6 +189,16 @@ static struct outcome break_share(struct dmm_space *s, struct region *r, p2m_ent
 
 static struct outcome resolve(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access, mfn_t *old);
 
+/* A write to the zero page: might it be one of zeros? */
+static bool may_be_zero_store(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access)
+{
+    struct dmm_populate_plan plan = { .size = DMM_POPULATE_4K };
+    if (!(populate_asks & DMM_ASK_ALWAYS) || (access & (DMM_WALK | DMM_GUEST)) != DMM_GUEST)
+        return false;
+    policy_plan_populate(s, gfn, access, r, &plan);
+    return plan.zero_store;
+}
+
 /* The region is taken over first, then it is as any other. */
 static struct outcome inherit(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access, mfn_t *old)
 {
@@ -215,6 +227,8 @@ static struct outcome resolve(struct dmm_space *s, struct region *r, gfn_t gfn, 
             return DONE(DMM_CAUSE_SPURIOUS);
         if (type == P2M_SHARED_RO && (access & DMM_WRITE))
             return break_share(s, r, slot, gfn, type, access, old);
+        if (type == P2M_ZERO_RO && (access & DMM_WRITE) && may_be_zero_store(s, r, gfn, access))
+            return OUTCOME(DMM_FAULT_ZERO_STORE, DMM_CAUSE_ZERO_STORE);
         if (type != P2M_RW && (access & DMM_WRITE))
             return copy_on_write(s, slot, gfn, type);
         break;
@@ -278,8 +292,31 @@ enum dmm_fault_result dmm_fault(struct dmm_space *s, gfn_t gfn, unsigned access)
         }
     }
     dmm_leave(outermost);
-    dmm_hist_add(&s->hist[o.cause], __builtin_ia32_rdtsc() - start);
+    if (likely(o.result != DMM_FAULT_ZERO_STORE)) /* it is asked again, or dmm_zero_stored() */
+        dmm_hist_add(&s->hist[o.cause], __builtin_ia32_rdtsc() - start);
     return o.result;
+}
+
+bool dmm_is_zero_without_frame(struct dmm_space *s, gfn_t gfn)
+{
+    bool is = false, outermost = dmm_enter();
+    struct region *r = region_of(s, gfn);
+    if (r) {
+        spin_lock(&r->lock);
+        unsigned level;
+        p2m_entry_t e = p2m_read(p2m_leaf(r, gfn, &level));
+        enum p2m_type type = s->format->type_of(e, level);
+        is = type == P2M_EMPTY || type == P2M_ZERO_RO;
+        spin_unlock(&r->lock);
+    }
+    dmm_leave(outermost);
+    return is;
+}
+
+void dmm_zero_stored(struct dmm_space *s, uint64_t pages, uint64_t tsc)
+{
+    while (pages--)
+        dmm_hist_add(&s->hist[DMM_CAUSE_ZERO_STORE], tsc);
 }
 
 bool dmm_is_mapped(struct dmm_space *s, gfn_t gfn, unsigned access)

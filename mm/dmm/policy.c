@@ -73,6 +73,13 @@ enum dmm_policy_set_result dmm_policy_enable(struct dmm_policy *p, bool on)
     return DMM_POLICY_OK;
 }
 
+void dmm_policy_ask(struct dmm_policy *p, unsigned populate_ask)
+{
+    p->populate_ask = populate_ask;
+    if (populate_policy == p)
+        populate_asks = populate_ask;
+}
+
 void policy_plan_populate(struct dmm_space *s, gfn_t gfn, unsigned access, const struct region *r,
                           struct dmm_populate_plan *plan)
 {

@@ -12,6 +12,7 @@
  * insured space's breaks may use what is soft, whosever it is; a strict one's use their own, which are there by construction. A page is owed
  * whole even if it is the last to be written to and needs no frame then: one too many per shared frame, never one too few.
  */
+#include "lib/string.h"
 #include "mm/dmm/frame.h"
 #include "mm/dmm/space.h"
 
@@ -71,6 +72,15 @@ bool pool_admit(struct dmm_space *s)
         promise((int64_t)s->min_pages);
     spin_unlock(&pools_lock);
     return fits;
+}
+
+enum dmm_stall dmm_stall_reason(const struct dmm_space *s)
+{
+    if (!s->stalled_break && load(&s->charged) >= s->max_pages)
+        return DMM_STALL_MAXIMUM;
+    if (!frame_available_hint())
+        return DMM_STALL_NO_FRAME;
+    return load(&pool_set_aside) >= frame_available_hint() ? DMM_STALL_SET_ASIDE : DMM_STALL_NONE;
 }
 
 /* ---- un-sharing ------------------------------------------------------------------------------------------------- */
@@ -153,6 +163,7 @@ void dmm_set_class(struct dmm_space *s, enum dmm_class c)
 
 enum dmm_class dmm_get_class(const struct dmm_space *s) { return s->class; }
 uint64_t dmm_covered_pages(void) { return load(&covered_hard) + load(&covered_soft); }
+uint64_t dmm_reserve_pages(void) { return frame_reserve_pages(); }
 uint64_t dmm_promised_pages(void) { return load(&pool_promised); }
 
 /* A jump is believed at once, a lull only slowly. */
@@ -300,4 +311,12 @@ void dmm_for_each_space(bool (*cb)(struct dmm_space *s, void *arg), void *arg)
     for (unsigned id = 1; id <= DMM_MAX_SPACES; id++)
         if (dmm_spaces[id] && !dmm_spaces[id]->frozen && !cb(dmm_spaces[id], arg))
             return;
+}
+
+bool dmm_space_named(const char *name)
+{
+    for (unsigned id = 1; id <= DMM_MAX_SPACES; id++)
+        if (dmm_spaces[id] && !dmm_spaces[id]->frozen && strcmp(dmm_spaces[id]->name, name) == 0)
+            return true;
+    return false;
 }

@@ -88,7 +88,7 @@ static void chunk_free(uint64_t number)
         list_add_tail(&partial, &p->node);
     p->free |= BIT64(number % CHUNKS_PER_PAGE);
     chunk_count--;
-    bool empty = p->free == ~UINT64_C(1) && (partial.next != &p->node || p->node.next != &partial); /* one page stays, against see-saws */
+    bool empty = p->free == ~UINT64_C(1);
     if (empty) {
         list_del(&p->node);
         page_count--;

@@ -221,6 +221,43 @@ def fork_loop(bench):
     require(mem["frames"]["hv-heap"] <= first["hv-heap"] + 8, f"frames of ours: {first}, then {mem['frames']}")
 
 
+@row("fork-policies", timeout=400, memory="512M", cpus=2)
+def fork_policies(bench):
+    """Pages are moved, protected, merged and collapsed at random while guests that check every word are forked, destroyed and returned to snapshots."""
+    m = bench.boot(*on_disk("fork.elf", "smp.elf"))
+    m.command("policy set churn rate 5000")
+    m.command("policy set dedup cpu_percent 50")
+    m.command("policy set dedup idle_seconds 0")
+    for policy in ("churn", "dedup", "large"):
+        m.command(f"policy on {policy}")
+    create(m, "a", "fork.elf", "pages=600")
+    create(m, "s", "smp.elf", "mode=all pages=300 loops=1 forever", "32M", "vcpus=2")
+    m.json("vm snapshot s begin")
+    rounds(m, "a")
+    for n in range(6 if bench.kind.slow == 1 else 2):
+        children = fork(m, "a", "2") + fork(m, "s")
+        rounds(m, children[0])
+        loops(m, children[2], r"smp: loop (\d+) ok")
+        m.audit()
+        m.json(f"vm snapshot a n{n}")
+        rounds(m, "a")
+        m.json(f"vm restore a n{n // 2}")
+        m.json("vm restore s begin")
+        for name in children[n % 2:]: # every other time one lives on
+            m.json(f"vm destroy {name}")
+        rounds(m, "a")
+        loops(m, "s", r"smp: loop (\d+) ok")
+    names = [v["name"] for v in m.json("vm list")["vms"]]
+    require("a" in names and "s" in names and len(names) > 2, f"VMs: {names}")
+    all_run(m, *names)
+    for name in names:
+        m.json(f"vm destroy {name}")
+    for policy in ("churn", "dedup", "large"):
+        m.command(f"policy off {policy}")
+    mem = m.json("mem")
+    require(not any(mem["frames"][kind] for kind in ("guest", "shared", "p2m", "vm-state")), f"left: {mem}")
+
+
 @row("fork-refused", timeout=120)
 def fork_refused(bench):
     """What can not be done says why, and does nothing."""

@@ -3,6 +3,7 @@ import re
 
 from rows import require, row
 from rows_linux import HYPERVISOR, linux, linux_files, to_shell
+from rows_tiny import create, expect_ok, on_disk
 
 
 @row("mem-audit")
@@ -66,3 +67,22 @@ def mem_maximum(bench):
     m.vm_until("a", lambda v: v["state"] == "stalled", 20, "a stalled again")
     m.json("vm stop a")
     require(m.vm("a")["state"] == "stopped" and m.vm("a")["charged_pages"] < 16384, f"a stopped: {m.vm('a')}")
+
+
+@row("mem-zero-store", timeout=180, quick=("vmx",))
+def mem_zero_store(bench):
+    """Zeros stored to whole untouched pages need no frame, and every byte and register is as without us."""
+    m = bench.boot(*on_disk("zero.elf"))
+    m.command("policy set demand zero_store 1")
+    m.command("policy set demand large_free_percent 101")
+    for seed in (1, 2):
+        create(m, "z", "zero.elf", f"seed={seed} pages=128 clear=6000 runs=150", "32M", "max=8M")
+        expect_ok(m, "z", "zero: ok", 120)
+        causes = {f["cause"]: f["count"] for f in m.json("stat z")["faults"]}
+        require(causes.get("zero-store", 0) >= 5900, f"pages cleared without a frame: {causes}")
+        m.json("vm destroy z")
+    m.command("policy set demand zero_store 0")
+    create(m, "z", "zero.elf", "seed=3 pages=128 clear=1000 runs=150", "16M")
+    expect_ok(m, "z", "zero: ok", 120)
+    causes = {f["cause"]: f["count"] for f in m.json("stat z")["faults"]}
+    require(causes.get("zero-store", 0) == 0, f"pages cleared without a frame though nobody asked for it: {causes}")

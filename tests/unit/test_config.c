@@ -97,6 +97,13 @@ static void test_defaults(void **state)
         assert_int_equal(c.log_level, 2);
         assert_int_equal(c.console_baud, 115200);
     }
+    assert_true(parse("[hypervisor]\nsecure-groups = a  b-2\tc\n[vm v]\nkernel = k\ngroup = web\nclass = insured\n[vm w]\nkernel = k\n"));
+    assert_int_equal(c.secure_group_count, 3);
+    assert_string_equal(c.secure_groups[1], "b-2");
+    assert_string_equal(c.vms[0].group, "web");
+    assert_int_equal(c.vms[0].class, 1);
+    assert_string_equal(c.vms[1].group, "");
+    assert_int_equal(c.vms[1].class, 0);
     assert_true(parse("[hypervisor]\nconsole = ttyS0\n"));
     assert_int_equal(c.console_baud, 115200);
 }
@@ -127,6 +134,15 @@ static const struct { const char *text; uint32_t line; const char *says; } wrong
     {"[hypervisor]\nconsole = ttyS0,200000\n", 2, "not between"},
     {"[hypervisor]\nconsole = ttyS0,100000\n", 2, "cannot make 100000 baud"},
     {"[hypervisor]\nfile =\n", 2, "no file named"},
+    {"[hypervisor]\nsecure-groups =\n", 2, "no name given"},
+    {"[hypervisor]\nsecure-groups = a b/c\n", 2, "\"b/c\" is no name"},
+    {"[hypervisor]\nsecure-groups = a\nsecure-groups = b\n", 3, "given twice"},
+    {"[hypervisor]\nsecure-groups = a b c d e f g h i j k l m n o p q\n", 2, "more than 16 groups"},
+    {"[hypervisor]\nsecure-groups = " TEN TEN TEN TEN "\n", 2, "too long"},
+    {VM "group = a b\n", 3, "\"a b\" is no name"},
+    {VM "group =\n", 3, "\"\" is no name"},
+    {VM "class = gold\n", 3, "\"gold\" is none of"},
+    {VM "class = strict\nclass = strict\n", 4, "class is given twice"},
     {"[hypervisor]\nfile = ok\nfile = ../x\n", 3, ".. is not allowed"},
     {VM "file = x\n", 3, "unknown key \"file\""},
     {"[vm a]\nmemory = 1M\n\n[vm b]\nkernel = k\n", 1, "vm a: no kernel given"},

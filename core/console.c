@@ -3,8 +3,12 @@
  *
  * Two parties write to the screen: the console thread, and anyone who logs, in any context. They agree through `editing`: while
  * a line is being edited, a log line is printed in its place and the line is drawn again below. The editor's state and the
- * screen change only under the console lock, so a log line from an interrupt handler cannot see half a redraw. Output of
- * a running command needs no such care: it ends in newlines.
+ * screen change only under the console lock, so a log line from an interrupt handler cannot see half a redraw.
+ *
+ * Output of a running command comes in pieces, and other CPUs may log between two of them: a line of JSON with a log line inside is lost
+ * on the program that reads it. Locking the console for a whole command would keep interrupts off for as long. Instead the
+ * command marks the line it has begun, once per line; what is logged until its end is held back, and follows it. What is too much
+ * to hold is in the log all the same, and counted here.
  *
  * Input bytes come from the serial interrupt into a ring; the console thread, of the highest priority, takes them out. It is
  * woken by the same interrupt that ended the guest's run, so a guest that spins cannot keep an operator out.
@@ -15,11 +19,13 @@
 #include "core/lock.h"
 #include "core/log.h"
 #include "core/thread.h"
+#include "core/time.h"
 #include "lib/string.h"
 
 #define INPUT_BYTES 1024u
 #define PROMPT "palimpsest> "
 #define COLUMNS 100
+#define HELD_BYTES 4096u
 
 extern const struct console_command console_commands_start[], console_commands_end[];
 
@@ -32,7 +38,10 @@ static uint64_t input_dropped;
 static struct line_edit edit;
 static bool editing;            /* console_lock: the prompt is on the screen */
 static bool quiet;              /* the running command wants JSON: text output is suppressed */
-
+static bool line_begun;         /* console_lock, but only the console thread changes it: a command has written part of a line */
+static char held[HELD_BYTES];   /* console_lock: whole lines of the log, each ending in CR LF, that wait for its end */
+static size_t held_bytes;
+static uint64_t held_lost;
 
 void console_set_sink(void (*write)(const char *, size_t))
 {
@@ -59,9 +68,40 @@ static void write_text(const char *s, size_t len)
     }
 }
 
+/* console_lock is held. */
+static void hold_line(const char *line)
+{
+    size_t len = strlen(line);
+    if (held_lost || held_bytes + len + 2 > HELD_BYTES) {
+        held_lost++;
+        return;
+    }
+    memcpy(held + held_bytes, line, len);
+    memcpy(held + held_bytes + len, "\r\n", 2);
+    held_bytes += len + 2;
+}
+
+static void show_held(void)
+{
+    char text[96];
+    uint64_t us = time_ns() / 1000;
+    if (held_bytes)
+        console_write_raw(held, held_bytes);
+    if (held_lost)
+        console_write_raw(text, (size_t)snprintf(text, sizeof(text), "[%5lu.%06lu] and %lu more lines: `log` shows them\r\n", us / 1000000,
+                                                 us % 1000000, held_lost));
+    held_bytes = 0;
+    held_lost = 0;
+}
+
 void console_show_line(const char *line)
 {
     uint64_t flags = spin_lock_irqsave(&console_lock);
+    if (line_begun) {
+        hold_line(line);
+        spin_unlock_irqrestore(&console_lock, flags);
+        return;
+    }
     if (editing)
         console_write_raw("\r\x1b[K", 4);
     write_text(line, strlen(line));
@@ -71,10 +111,34 @@ void console_show_line(const char *line)
     spin_unlock_irqrestore(&console_lock, flags);
 }
 
+static void begin_line(void)
+{
+    if (line_begun)
+        return;
+    uint64_t flags = spin_lock_irqsave(&console_lock);
+    line_begun = true;
+    spin_unlock_irqrestore(&console_lock, flags);
+}
+
+static void end_line(void)
+{
+    if (!line_begun)
+        return;
+    uint64_t flags = spin_lock_irqsave(&console_lock);
+    line_begun = false;
+    show_held();
+    spin_unlock_irqrestore(&console_lock, flags);
+}
+
 void con_puts(const char *s)
 {
-    if (!quiet)
-        write_text(s, strlen(s));
+    size_t len = strlen(s);
+    if (quiet || !len)
+        return;
+    begin_line();
+    write_text(s, len);
+    if (s[len - 1] == '\n')
+        end_line();
 }
 
 void con_printf(const char *fmt, ...)
@@ -139,6 +203,7 @@ static const struct console_command *find_command(const char *name)
 
 static void put_json(const char *s, size_t len, void *arg UNUSED)
 {
+    begin_line();
     console_write_raw(s, len);
 }
 
@@ -207,6 +272,7 @@ enum cmd_result console_execute(char *line)
         r = run(&c);
     if (c.want_json)
         console_write_raw("\r\n", 2);
+    end_line();
     quiet = false;
     return r;
 }
@@ -331,11 +397,14 @@ static void complete(void)
     c.show = true;
     flags = spin_lock_irqsave(&console_lock);
     editing = false;
+    line_begun = true;
     console_write_raw("\r\n", 2);
     spin_unlock_irqrestore(&console_lock, flags);
     offer(edit.line, argn, argv, &c);
     flags = spin_lock_irqsave(&console_lock);
     console_write_raw("\r\n", 2);
+    line_begun = false;
+    show_held();
     editing = true;
     edit_redraw(&edit);
     spin_unlock_irqrestore(&console_lock, flags);

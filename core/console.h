@@ -61,7 +61,7 @@ struct waitq *console_input_waitq(void);
 bool console_input_pending(void);
 /* Where console output goes (drivers are above core): set once at boot. Any context must be able to call it. */
 void console_set_sink(void (*write)(const char *s, size_t len));
-/* A line of the log: shown above the line being edited, which is drawn again. Any context. */
+/* A line of the log: shown above the line being edited, which is drawn again, or behind the line that a command writes. Any context. */
 void console_show_line(const char *line);
 /* Body of the console thread. */
 void console_thread(void *arg);

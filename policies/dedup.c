@@ -151,9 +151,7 @@ static void consider_small(struct dmm_space *s, uint64_t first)
 {
     for (unsigned n = 0; n < scan.fresh + HASHED_AHEAD; n++) {
         if (n < scan.fresh) {
-            if (n + 1 < scan.fresh)
-                dmm_digest_soon(scan.page[n + 1].mfn);
-            digests[n] = dmm_digest_page(scan.page[n].mfn);
+            digests[n] = dmm_digest_page(scan.page[n].mfn, n + 1 < scan.fresh ? scan.page[n + 1].mfn : INVALID_MFN);
             dedup_table_prefetch(&table, key_of(s, digests[n]));
         }
         if (n >= HASHED_AHEAD) {
@@ -189,7 +187,7 @@ static unsigned count_savings(struct dmm_space *s)
         seen[n] = 0;
     for (unsigned n = 0; n < LARGE_PAGES; n++) {
         enum dmm_candidate kind;
-        digests[n] = dmm_digest_page(scan.page[n].mfn);
+        digests[n] = dmm_digest_page(scan.page[n].mfn, n + 1 < LARGE_PAGES ? scan.page[n + 1].mfn : INVALID_MFN);
         uint64_t key = key_of(s, digests[n]);
         savings += digests[n].content == DMM_CONTENT_ZERO || mfn_valid(dedup_table_find(&table, key, &kind)) || seen_before(key | 1);
     }

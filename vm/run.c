@@ -431,7 +431,10 @@ static bool generation_changed(struct vcpu *v)
 }
 
 /* Rare; v->pv.steal_due has called for it. False: look around first. */
-static bool before_entry(struct vcpu *v) { return (v->vm->generation == GENERATION_KNOWN || generation_changed(v)) && pv_before_entry(v); }
+static bool before_entry(struct vcpu *v)
+{
+    return (!v->vm->load_due || vm_load_after_reset(v)) && (v->vm->generation == GENERATION_KNOWN || generation_changed(v)) && pv_before_entry(v);
+}
 
 static inline void enter_once(struct vcpu *v, const struct hvm_ops *h, const struct vm_irq_ops *irq)
 {

@@ -72,6 +72,7 @@ struct vm_saved *vm_save(struct vm *vm)
     if (!s)
         return NULL;
     s->guest_tsc = vm->paused_tsc + vm->tsc_offset;
+    s->load_due = vm->load_due;
     for (unsigned n = 0; n < vm->vcpu_count; n++)
         save_vcpu(vm->vcpus[n], &s->vcpu[n]);
     vm_platform()->save(vm, s->platform);
@@ -113,5 +114,6 @@ void vm_load(struct vm *vm, const struct vm_saved *s)
     for (unsigned n = 0; n < vm->vcpu_count; n++)
         load_vcpu(vm->vcpus[n], &s->vcpu[n]);
     vm_platform()->load(vm, s->platform);
+    vm->load_due = s->load_due;
     vm->generation = GENERATION_NEW;
 }

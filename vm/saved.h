@@ -32,6 +32,7 @@ struct vcpu_saved {
 struct vm_saved {
     unsigned vcpu_count;
     uint64_t guest_tsc;
+    bool load_due;
     uint64_t bytes;            /* of the whole block */
     void *platform;
     struct vcpu_saved vcpu[];

@@ -170,12 +170,11 @@ static void clear_memory(struct vm *vm)
     dmm_space_clear(vm->space);
 }
 
-/* Fresh memory with the image in it, and the vCPUs at the start. All vCPUs are parked; the caller has the VM to itself. */
-static enum vm_result prepare(struct vm *vm, char *why)
+/* Firmware tables and image into fresh memory, and the first vCPU to its start. Where memory was short it may be done again: the same goes to
+ * the same places, and what is there already takes nothing. */
+static enum vm_result load(struct vm *vm, char *why)
 {
     struct load_entry entry = {0};
-    clear_memory(vm);
-    power_on(vm);
     uint64_t rsdp_gpa = platform->write_firmware_tables(vm);
     if (!rsdp_gpa)
         return vm_refuse(why, VM_NO_MEMORY, "no frames left for the guest's ACPI tables, or they do not fit");
@@ -184,7 +183,16 @@ static enum vm_result prepare(struct vm *vm, char *why)
         return load_result_of(r);
     set_entry_state(vm->vcpus[0], &entry);
     vm->reset_ns = time_ns();
+    vm->load_due = false;
     return VM_OK;
+}
+
+/* Fresh memory with the image in it, and the vCPUs at the start. All vCPUs are parked; the caller has the VM to itself. */
+static enum vm_result prepare(struct vm *vm, char *why)
+{
+    clear_memory(vm);
+    power_on(vm);
+    return load(vm, why);
 }
 
 /* ---- parking --------------------------------------------------------------------------------------------------------------------- */
@@ -205,19 +213,29 @@ static void become_stopped(struct vm *vm)
     waitq_wake_all(console_input_waitq()); /* someone may be watching its console */
 }
 
+/* The memory that is given back here may be gone before the image is in: others wait for frames. So the loading is left to the first vCPU,
+ * before it enters the guest, where it waits as for any other page, and can be paused and stopped meanwhile. */
 static void do_reset(struct vm *vm)
 {
-    char why[VM_WHY_MAX];
     vm->reset_requested = false;
     uint64_t n = ++vm->reboots;
     if (n <= 8 || !(n & (n - 1))) /* a guest that does nothing else may not flood the log */
         log_info("vm: %s resets (%lu): %s", vm->name, n, vm->reset_reason);
-    if (prepare(vm, why) == VM_OK)
-        return;
-    spin_lock(&vm->lock);
-    snprintf(vm->stop_reason, sizeof(vm->stop_reason), "can not be reset: %.130s", why);
-    spin_unlock(&vm->lock);
-    become_stopped(vm);
+    clear_memory(vm);
+    power_on(vm);
+    vm->load_due = true;
+    vm->vcpus[0]->pv.steal_due = true; /* it has something to do before it enters; the others wait for its SIPI */
+}
+
+bool vm_load_after_reset(struct vcpu *v)
+{
+    char why[VM_WHY_MAX];
+    enum vm_result r = load(v->vm, why);
+    if (r == VM_NO_MEMORY)
+        vcpu_wait_dmm(v, DMM_FAULT_STALLED, gfn_of(0));
+    else if (r != VM_OK)
+        vm_request_stop(v->vm, -1, "can not be reset: %.130s", why);
+    return r == VM_OK;
 }
 
 /* By the last vCPU that is not parked, which counts as running until it is done. */

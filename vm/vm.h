@@ -31,7 +31,7 @@ struct vcpu_pv {
     struct pv_steal_time *steal; /* (v) pinned; NULL: not enabled */
     uint64_t steal_ns;         /* (v) what the record says */
     uint64_t waited_ns;        /* (v) thread_wait_ns() then */
-    bool steal_due;            /* (v) the thread was switched out since, pins are due, or the VM is a copy that has not run yet */
+    bool steal_due;            /* (v) the thread was switched out since, pins or the image are due, or the VM is a copy that has not run yet */
     bool eoi_pinned;           /* (v) the EOI's word is */
     bool pins_due;             /* (v) pins were given up while it was parked: take them again */
     volatile bool unhalted;    /* (a) KVM_HC_KICK_CPU came: its next HLT, or the one it is in, is over */
@@ -99,6 +99,7 @@ struct vm {
     uint64_t tsc_offset;       /* (l) guest TSC - TSC, of every vCPU whose guest has not set its own */
     uint64_t paused_tsc;       /* (l) TSC when time was stopped */
     volatile enum vm_generation { GENERATION_KNOWN, GENERATION_NEW, GENERATION_CHANGING } generation; /* (a) a copy: its id is to change first */
+    bool load_due;             /* (l) it was reset, and its image is to be loaded before vCPU 0 enters the guest */
     uint64_t reset_ns;         /* (l) time_ns() of the last start or reset */
     bool last_life_triple_faulted; /* (l) */
     volatile bool dying;       /* (a) vm_destroy(): threads end */

@@ -83,5 +83,7 @@ bool vm_park(struct vcpu *v);
 bool vm_wants_attention(const struct vm *vm); /* (a) not running, or a stop or reset is asked for */
 /* A reset, as on a PC; but a guest whose last life was short and ended the same way is stopped. */
 void vm_triple_fault(struct vcpu *v);
+/* vCPU 0's thread, before it enters the guest with vm->load_due. False: memory was short and it has waited, or the VM is to stop. */
+bool vm_load_after_reset(struct vcpu *v);
 
 #endif

@@ -130,3 +130,24 @@ def mem_exhausted_tiny(bench):
     m.detach()
     require("WRONG" not in m.text, "memory went wrong")
     require(m.vm("c")["resident_pages"] > (150 << 20) >> 12, "c does not hold what it wrote")
+
+
+@row("mem-exhausted-reset", timeout=120, memory="256M", backends=("svm", "vmx"),
+     why="its guests compute with interrupts off for long, which Bochs's VMRUN lets them")
+def mem_exhausted_reset(bench):
+    """A guest that resets itself while others take the frames it gives back: it waits, can be paused, and starts anew when there are some."""
+    m = bench.boot(*on_disk("memtest.elf", "hello.elf"))
+    create(m, "r", "hello.elf", "reset")
+    m.vm_until("r", lambda v: v["reboots"] > 2, 20, "some resets")
+    for n, name in enumerate(("a", "b")):
+        create(m, name, "memtest.elf", f"forever order=random seed={n}", "160M")
+    m.until("vm list", lambda a: all(v["state"] == "stalled" for v in a["vms"]), 90, "all stalled")
+    reboots = m.vm("r")["reboots"]
+    m.json("vm pause r")
+    m.audit()
+    m.json("vm resume r")
+    m.vm_until("r", lambda v: v["state"] == "stalled", 20, "r stalled again")
+    require(m.vm("r")["reboots"] == reboots, "r was reset without memory to start in")
+    m.json("vm destroy a")
+    m.vm_until("r", lambda v: v["reboots"] > reboots, 30, "r going on")
+    m.vm_until("b", lambda v: v["state"] == "running", 20, "b going on")

@@ -197,7 +197,8 @@ unsigned dmm_scan_breaks(struct dmm_space *s, gfn_t region);
 /* How a region is used, without listing anything. False: nothing is mapped there. */
 struct dmm_survey { bool large; uint16_t private_pages, accessed, shared, without /* EMPTY or zero */, other; };
 bool dmm_survey_region(struct dmm_space *s, gfn_t region, struct dmm_survey *out);
-/* Forgets that pages were listed: all are fresh again. */
+/* Forgets that pages were listed: all are fresh again, of one region or of all. */
+void dmm_scan_forget_region(struct dmm_space *s, gfn_t region);
 void dmm_scan_forget(struct dmm_space *s);
 
 /* What a page holds at this moment, while it may still be changing. The key mixes in a secret of this boot. Two pages of one `content` with

@@ -184,22 +184,26 @@ void dmm_scan_note(struct dmm_space *s, gfn_t gfn, uint16_t note)
         r->note = note;
 }
 
+void dmm_scan_forget_region(struct dmm_space *s, gfn_t gfn)
+{
+    struct region *r = region_of(s, gfn);
+    unsigned level;
+    if (!r)
+        return;
+    bool outermost = dmm_enter();
+    spin_lock(&r->lock);
+    p2m_entry_t *slot = p2m_leaf(r, gfn_of(ALIGN_DOWN(gfn.v, LARGE_PAGES)), &level);
+    for (unsigned n = 0; n < (level == 1 ? LARGE_PAGES : 1); n++)
+        if (s->format->type_of(p2m_read(&slot[n]), level) == P2M_RW)
+            clear_bits(&slot[n], s->format->mark);
+    spin_unlock(&r->lock);
+    dmm_leave(outermost);
+}
+
 void dmm_scan_forget(struct dmm_space *s)
 {
-    for (uint64_t g = 0; g < dmm_space_end_gfn(s); g += LARGE_PAGES) {
-        struct region *r = region_of(s, gfn_of(g));
-        unsigned level;
-        if (!r)
-            continue;
-        bool outermost = dmm_enter();
-        spin_lock(&r->lock);
-        p2m_entry_t *slot = p2m_leaf(r, gfn_of(g), &level);
-        for (unsigned n = 0; n < (level == 1 ? LARGE_PAGES : 1); n++)
-            if (s->format->type_of(p2m_read(&slot[n]), level) == P2M_RW)
-                clear_bits(&slot[n], s->format->mark);
-        spin_unlock(&r->lock);
-        dmm_leave(outermost);
-    }
+    for (uint64_t g = 0; g < dmm_space_end_gfn(s); g += LARGE_PAGES)
+        dmm_scan_forget_region(s, gfn_of(g));
 }
 
 uint16_t dmm_scan_get_note(struct dmm_space *s, gfn_t gfn)

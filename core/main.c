@@ -159,7 +159,6 @@ static void boot_thread_main(void *arg UNUSED)
         vm_init(ops, &boot_info);
         vm_set_platform(&vdev_platform_ops);
     }
-    start_thread(&console_thread_, "console", THREAD_PRIO_CONSOLE, console_thread, NULL);
     if (!config_text)
         log_warn("no configuration was loaded: no VM is started");
     else if (!config)
@@ -175,6 +174,8 @@ static void boot_thread_main(void *arg UNUSED)
             start_configured_vm(&config->vms[i]);
     }
     kfree(config);
+    /* Last: at the prompt all VMs are there, and from now on only commands make and end them. */
+    start_thread(&console_thread_, "console", THREAD_PRIO_CONSOLE, console_thread, NULL);
 }
 
 NORETURN void core_main(struct boot_info *loader_bi)

@@ -14,7 +14,7 @@
 
 #define MTRR_VARIABLE VCPU_MTRR_VARIABLE
 
-enum msr_result { MSR_DONE, MSR_GP };
+enum msr_result { MSR_DONE, MSR_GP, MSR_AGAIN /* has waited for memory */ };
 
 struct msr_range {
     uint32_t first, last;
@@ -92,8 +92,7 @@ static enum msr_result write_tsc(struct vcpu *v, uint32_t msr, uint64_t value)
     (void)msr;
     vcpu_set_tsc_offset(v, v->tsc_offset + value - vcpu_guest_tsc(v));
     vm_platform()->tsc_changed(v);
-    pv_refresh(v);
-    return MSR_DONE;
+    return pv_refresh(v) == PV_MSR_AGAIN ? MSR_AGAIN : MSR_DONE;
 }
 
 static enum msr_result read_tsc_aux(struct vcpu *v, uint32_t msr, uint64_t *value)
@@ -280,27 +279,35 @@ void msr_handle_read(struct vcpu *v)
     }
 }
 
+static enum msr_result write(struct vcpu *v, uint32_t msr, uint64_t value)
+{
+    bool gp = false;
+    if (vm_platform()->wrmsr(v, msr, value, &gp))
+        return gp ? MSR_GP : MSR_DONE;
+    switch (pv_wrmsr(v, msr, value)) {
+    case PV_MSR_DONE: return MSR_DONE;
+    case PV_MSR_GP: return MSR_GP;
+    case PV_MSR_AGAIN: return MSR_AGAIN;
+    case PV_MSR_NOT_MINE: break;
+    }
+    const struct msr_range *r = find(v, msr);
+    return r && r->write ? r->write(v, msr, value) : MSR_GP;
+}
+
 /* The length is found before the write: should its bytes be out of reach, the instruction comes again and nothing has happened. */
 void msr_handle_write(struct vcpu *v)
 {
     uint32_t msr = v->exit.u.msr.index;
     uint64_t value = v->exit.u.msr.value;
-    bool gp = false;
     unsigned len = vcpu_insn_len(v);
     if (!len)
         return;
-    if (!vm_platform()->wrmsr(v, msr, value, &gp)) {
-        enum pv_msr_result pv = pv_wrmsr(v, msr, value);
-        const struct msr_range *r = pv == PV_MSR_NOT_MINE ? find(v, msr) : NULL;
-        if (pv == PV_MSR_AGAIN)
-            return;
-        gp = pv == PV_MSR_GP || (pv == PV_MSR_NOT_MINE && (!r || !r->write || r->write(v, msr, value) == MSR_GP));
-    }
-    if (gp) {
+    switch (write(v, msr, value)) {
+    case MSR_DONE: vcpu_advance_rip(v, len); return;
+    case MSR_AGAIN: return;
+    case MSR_GP:
         log_debug("vm: %s.vcpu%u: wrmsr %#x = %#lx: #GP", v->vm->name, v->id, msr, value);
         vcpu_inject_gp(v);
-    } else {
-        vcpu_advance_rip(v, len);
     }
 }
 

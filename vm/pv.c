@@ -11,7 +11,8 @@
  * nothing may fault; and the word of the paravirtual EOI is used at every interrupt, and a vCPU could not go on without
  * the answer. So the pages of these two are pinned from the WRMSR that names them until they are given up, at the latest before the
  * guest's memory is taken back. The price is one or two places per vCPU that DMM can neither move nor break, in per-CPU data, which
- * is in use all the time anyway. The clock's records are written so rarely that they need no pin.
+ * is in use all the time anyway. The clock's records are written so rarely, and by WRMSR only, that they need no pin: where the page cannot be
+ * written now, the vCPU waits and executes the WRMSR again.
  *
  * While a vCPU is parked others may take its pins away, and the pages with them: for good, or for as long as its memory is frozen, which
  * nothing pinned can be (a fork, a snapshot). Then the MSRs say still what the guest has enabled, and the vCPU's own thread pins the pages
@@ -56,23 +57,37 @@ void vcpu_set_tsc_offset(struct vcpu *v, uint64_t offset)
     hvm()->set_tsc_offset(v, offset);
 }
 
-/* An odd version tells readers on other vCPUs that the record is being written. A page that cannot be written now is no loss:
- * the record there keeps its last contents, and the guest keeps its last clock. */
-static void write_time(struct vcpu *v)
+/* Into guest memory, or how the WRMSR that wants it ends otherwise. */
+static enum pv_msr_result write_record(struct vcpu *v, uint64_t gpa, const void *record, size_t size)
 {
-    uint64_t gpa = v->pv.system_time & ~UINT64_C(3);
+    enum dmm_fault_result r = dmm_write_guest(v->vm->space, gpa, record, size);
+    if (r == DMM_FAULT_RETRY)
+        return PV_MSR_DONE;
+    if (r != DMM_FAULT_BLOCKED && r != DMM_FAULT_STALLED)
+        return PV_MSR_GP;
+    vcpu_wait_dmm(v, r, gpa_to_gfn(gpa));
+    return PV_MSR_AGAIN;
+}
+
+/* An odd version tells readers on other vCPUs that the record is being written: so it stays if memory is short in between. */
+static enum pv_msr_result write_time(struct vcpu *v, uint64_t gpa)
+{
     struct pvclock_vcpu_time t = {.version = v->pv.clock_version + 1, .flags = PVCLOCK_TSC_STABLE};
     uint64_t shift_tsc = v->tsc_offset - v->vm->tsc_offset;
     t.tsc_timestamp = shift_tsc; /* the guest's TSC at the VM's time 0 */
     time_pvclock_scale(&t.tsc_to_system_mul, &t.tsc_shift);
-    bool ok = dmm_write_guest(v->vm->space, gpa, &t.version, sizeof(t.version)) == DMM_FAULT_RETRY &&
-              dmm_write_guest(v->vm->space, gpa + 4, (uint8_t *)&t + 4, sizeof(t) - 4) == DMM_FAULT_RETRY;
-    t.version = v->pv.clock_version += 2;
-    if (!ok || dmm_write_guest(v->vm->space, gpa, &t.version, sizeof(t.version)) != DMM_FAULT_RETRY)
-        log_warn("vm: %s.vcpu%u: the clock record at gpa %#lx cannot be written", v->vm->name, v->id, gpa);
+    enum pv_msr_result r = write_record(v, gpa, &t.version, sizeof(t.version));
+    if (r == PV_MSR_DONE)
+        r = write_record(v, gpa + 4, (uint8_t *)&t + 4, sizeof(t) - 4);
+    t.version++;
+    if (r == PV_MSR_DONE)
+        r = write_record(v, gpa, &t.version, sizeof(t.version));
+    if (r == PV_MSR_DONE)
+        v->pv.clock_version = t.version;
+    return r;
 }
 
-static void write_wall_clock(struct vcpu *v, uint64_t gpa)
+static enum pv_msr_result write_wall_clock(struct vcpu *v, uint64_t gpa)
 {
     uint64_t vm_ns = time_tsc_to_ns(time_tsc() + v->vm->tsc_offset), now_s = time_wallclock_s();
     struct pvclock_wall_clock w = {.version = 2, .sec = (uint32_t)(now_s - vm_ns / 1000000000)};
@@ -80,8 +95,7 @@ static void write_wall_clock(struct vcpu *v, uint64_t gpa)
         w.sec--;
         w.nsec = (uint32_t)(1000000000 - vm_ns % 1000000000);
     }
-    if (dmm_write_guest(v->vm->space, gpa, &w, sizeof(w)) != DMM_FAULT_RETRY)
-        log_warn("vm: %s.vcpu%u: the wall clock record at gpa %#lx cannot be written", v->vm->name, v->id, gpa);
+    return write_record(v, gpa, &w, sizeof(w));
 }
 
 /* ---- steal time ------------------------------------------------------------------------------------------------------------- */
@@ -227,18 +241,20 @@ static enum pv_msr_result write_wall_clock_msr(struct vcpu *v, uint64_t value)
 {
     if (!lies_in_ram(v, value, sizeof(struct pvclock_wall_clock)))
         return PV_MSR_GP;
-    v->pv.wall_clock = value;
-    write_wall_clock(v, value);
-    return PV_MSR_DONE;
+    enum pv_msr_result r = write_wall_clock(v, value);
+    if (r == PV_MSR_DONE)
+        v->pv.wall_clock = value;
+    return r;
 }
 
 static enum pv_msr_result write_system_time_msr(struct vcpu *v, uint64_t value)
 {
     if ((value & ENABLE) && ((value & 2) || !lies_in_ram(v, value & ~UINT64_C(3), sizeof(struct pvclock_vcpu_time))))
         return PV_MSR_GP;
-    v->pv.system_time = value;
-    pv_refresh(v);
-    return PV_MSR_DONE;
+    enum pv_msr_result r = value & ENABLE ? write_time(v, value & ~UINT64_C(3)) : PV_MSR_DONE;
+    if (r == PV_MSR_DONE)
+        v->pv.system_time = value;
+    return r;
 }
 
 enum pv_msr_result pv_wrmsr(struct vcpu *v, uint32_t msr, uint64_t value)
@@ -252,10 +268,9 @@ enum pv_msr_result pv_wrmsr(struct vcpu *v, uint32_t msr, uint64_t value)
     }
 }
 
-void pv_refresh(struct vcpu *v)
+enum pv_msr_result pv_refresh(struct vcpu *v)
 {
-    if (v->pv.system_time & ENABLE)
-        write_time(v);
+    return v->pv.system_time & ENABLE ? write_time(v, v->pv.system_time & ~UINT64_C(3)) : PV_MSR_DONE;
 }
 
 /* The wall clock's is no register of the vCPU with KVM, and nothing goes on in it. */

@@ -43,7 +43,7 @@ void pv_vcpu_init_signal(struct vcpu *v);  /* INIT */
 /* If v->pv.steal_due: the record is brought up to date, after pins that are due were taken. False: has waited for memory, look around. */
 bool pv_before_entry(struct vcpu *v);
 void pv_switched_out(struct vcpu *v);      /* the thread's switch_out hook; interrupts off */
-void pv_refresh(struct vcpu *v);           /* after its TSC offset has changed */
+enum pv_msr_result pv_refresh(struct vcpu *v); /* in a WRMSR, after its TSC offset has changed */
 void pv_hypercall(struct vcpu *v);
 bool pv_take_unhalt(struct vcpu *v);       /* HLT is not to wait, or no longer */
 void cr_handle_cr(struct vcpu *v);

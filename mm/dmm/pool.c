@@ -312,8 +312,8 @@ void pool_open(struct dmm_space *s)
     spin_unlock(&pools_lock);
 }
 
-/* Without the lock: the callback may print, take locks of its own, or block. Spaces come and go on the console's thread only, and the
- * callers of this are commands. */
+/* Without the lock: the callback may print, take locks of its own, or block. Spaces come and go by commands, on the console's thread, which
+ * begins when the boot thread has made its last; and the callers of this are commands. */
 void dmm_for_each_space(bool (*cb)(struct dmm_space *s, void *arg), void *arg)
 {
     for (unsigned id = 1; id <= DMM_MAX_SPACES; id++)

@@ -11,7 +11,9 @@ COMMANDS = ("help", "version", "cpu", "log", "threads", "module list", "mem", "m
 @row("boot-prompt", quick=("vmx", "svm-bochs"))
 def boot_prompt(bench):
     blob = bytes(range(256)) * 20
-    m = bench.boot(HYPERVISOR + "[vm a]\nkernel = blob.bin\nautostart = no\n", {"blob.bin": bench.bytes_file("blob", blob)})
+    m = bench.boot(HYPERVISOR + "[vm a]\nkernel = blob.bin\nautostart = no\n[vm many]\nkernel = blob.bin\nautostart = no\ncount = 12\n",
+                   {"blob.bin": bench.bytes_file("blob", blob)})
+    require(len(m.json("vm list")["vms"]) == 13, "the prompt came before the VMs of the configuration")
     require(re.search(r"^palimpsest \d\S* \(debug\), booted by palimpsest-(efi|multiboot2)", m.command("version")), "version says too little")
     require("TSC" in m.command("cpu") and m.json("cpu")["tsc_khz"] > 1000, "cpu knows no TSC frequency")
     require(re.search(r"blob\.bin +5120 ", m.command("module list")), "module list lacks the boot file")

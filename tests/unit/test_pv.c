@@ -19,7 +19,7 @@ enum { STEAL = 0x4b564d03, EOI = 0x4b564d04, CLOCK = 0x4b564d01, WALL = 0x4b564d
 /* ---- guest memory, and all else that vm/pv*.c wants of the world ------------------------------------------------------------------ */
 
 static uint8_t ram[PAGES * PAGE_SIZE] __attribute__((aligned(4096)));
-static unsigned pins[PAGES], waited, yields, insn_len = 3;
+static unsigned pins[PAGES], waited, yields, writes_until_short, insn_len = 3;
 static uint64_t wait_ns;
 static enum dmm_fault_result short_of_memory = DMM_FAULT_RETRY;
 static struct thread *yielded_to;
@@ -54,6 +54,8 @@ enum dmm_fault_result dmm_write_guest(struct dmm_space *s, uint64_t gpa, const v
     (void)s;
     if (gpa + len < gpa || gpa + len > sizeof ram)
         return DMM_FAULT_HOLE;
+    if (writes_until_short && --writes_until_short == 0)
+        return short_of_memory;
     memcpy(ram + gpa, buf, len);
     return DMM_FAULT_RETRY;
 }
@@ -148,6 +150,42 @@ static void memory_short(void **state)
     short_of_memory = DMM_FAULT_RETRY;
     assert_int_equal(wr(v, STEAL, 0x3001), PV_MSR_DONE);
     assert_true(pins[1] == 0 && pins[2] == 1 && pins[3] == 1);
+    end(vm);
+}
+
+/* The clocks' records too: whichever of their writes finds no frame, the guest's WRMSR is not over before the record is complete. */
+static void memory_short_for_clocks(void **state)
+{
+    (void)state;
+    struct vm *vm = fresh(1);
+    struct vcpu *v = vm->vcpus[0];
+    for (unsigned kind = 0; kind < 2; kind++) {
+        short_of_memory = kind ? DMM_FAULT_BLOCKED : DMM_FAULT_STALLED;
+        for (unsigned n = 1; n <= 3; n++) {
+            uint64_t at = 0x3001 + (kind * 3 + n) * 0x100;
+            waited = 0, writes_until_short = n;
+            assert_int_equal(wr(v, CLOCK, at), PV_MSR_AGAIN);
+            assert_true(waited == 1 && rd(v, CLOCK) == at - (kind || n > 1 ? 0x100 : at));
+            assert_int_equal(wr(v, CLOCK, at), PV_MSR_DONE);
+            assert_true(rd(v, CLOCK) == at && waited == 1 && u32_at(at - 1) % 2 == 0 && u32_at(at - 1) && u32_at(at - 1 + 24) == 0x80000000);
+
+            uint32_t version = u32_at(at - 1);
+            v->tsc_offset += 500; /* it sets its TSC */
+            writes_until_short = n;
+            assert_int_equal(pv_refresh(v), PV_MSR_AGAIN);
+            assert_true(waited == 2 && (n == 1 ? u32_at(at - 1) == version : u32_at(at - 1) % 2 == 1));
+            assert_int_equal(pv_refresh(v), PV_MSR_DONE);
+            assert_true(u32_at(at - 1) == version + 2 && u64_at(at - 1 + 8) == v->tsc_offset - vm->tsc_offset);
+        }
+        waited = 0, writes_until_short = 1;
+        assert_int_equal(wr(v, WALL, 0x5000), PV_MSR_AGAIN);
+        assert_true(waited == 1 && rd(v, WALL) == (kind ? 0x5000 : 0) && u32_at(0x5000) == (kind ? 2 : 0));
+        assert_int_equal(wr(v, WALL, 0x5000), PV_MSR_DONE);
+        assert_true(rd(v, WALL) == 0x5000 && u32_at(0x5000) == 2 && u32_at(0x5004));
+    }
+    short_of_memory = DMM_FAULT_DENIED, writes_until_short = 1; /* a page that cannot be had at all */
+    assert_int_equal(wr(v, WALL, 0x6000), PV_MSR_GP);
+    short_of_memory = DMM_FAULT_RETRY;
     end(vm);
 }
 
@@ -558,7 +596,8 @@ static void send_ipi(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(msr_values), cmocka_unit_test(memory_short), cmocka_unit_test(pins_are_balanced),
+        cmocka_unit_test(msr_values), cmocka_unit_test(memory_short), cmocka_unit_test(memory_short_for_clocks),
+        cmocka_unit_test(pins_are_balanced),
         cmocka_unit_test(steal_in_a_copy), cmocka_unit_test(steal_record),
         cmocka_unit_test(eoi_in_lockstep), cmocka_unit_test(eoi_abused), cmocka_unit_test(kicks_and_yields), cmocka_unit_test(send_ipi),
     };

@@ -287,7 +287,8 @@ bench-run: all tiny-guests $(BENCH_BIN) build/guest-kernel/vmlinuz build/guests/
 	@size $(OUT)/palimpsest.elf | awk 'NR == 2 { printf "image: %.1f KiB text and data, %.1f KiB bss (goal: at most 256 KiB)\n", \
 	    ($$1 + $$2) / 1024, $$3 / 1024 }'
 	$(Q)for b in $(BENCH_BIN); do $$b || exit 1; done
-	$(Q)if [ -x tests/bench/run ]; then PALIMPSEST_BUILD=$(OUT) tests/bench/run; fi
+	$(Q)PALIMPSEST_BUILD=$(OUT) tests/bench/run
+	$(Q)PALIMPSEST_BUILD=$(OUT) tests/bench/memory --slow 2
 
 # --- static checks ----------------------------------------------------------------------------------------------------
 

@@ -102,7 +102,7 @@ static inline uint8_t svm_next_rip_len(const struct vmcb *b) { return svm_featur
 /* enum dmm_access of a nested fault. */
 static inline unsigned svm_npf_access(uint64_t exit_info1)
 {
-    unsigned access = exit_info1 & SVM_NPF_EXEC ? DMM_EXEC : exit_info1 & SVM_NPF_WRITE ? DMM_READ | DMM_WRITE | DMM_GUEST : DMM_READ;
+    unsigned access = exit_info1 & SVM_NPF_EXEC ? DMM_EXEC : exit_info1 & SVM_NPF_WRITE ? DMM_READ | DMM_WRITE : DMM_READ;
     return exit_info1 & SVM_NPF_WALK ? access | DMM_WALK : access;
 }
 

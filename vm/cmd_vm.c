@@ -501,11 +501,13 @@ static bool add_exits(struct vm *vm, void *arg)
     return true;
 }
 
-/* Faults that the back end resolves on the spot have their time in DMM's histograms only. */
+/* Faults that the back end resolves on the spot have their time in DMM's histograms only; a store of zeros is carried out by the exit's handler. */
 static void add_fault_time(struct exit_sums *sums, const struct dmm_space *s)
 {
     for (unsigned k = 0; k < DMM_CAUSE_COUNT; k++) {
         struct dmm_hist_summary h;
+        if (k == DMM_CAUSE_ZERO_STORE)
+            continue;
         dmm_fault_summary(s, k, &h);
         sums->kind[VM_EXIT_NESTED_FAULT].tsc += h.count * h.mean_tsc;
     }

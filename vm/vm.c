@@ -90,9 +90,9 @@ enum vm_result vm_refuse(char *why, enum vm_result r, const char *fmt, ...)
 
 static const struct dmm_space_ops space_ops = {.kick = vm_kick_for_flush};
 
-/* Empty, or inheriting from `image`, whose RAM is that of the same configuration. */
 _Static_assert((int)DMM_CLASS_INSURED == 1 && (int)DMM_CLASS_STRICT == 2, "numbers of lib/config.h");
 
+/* Empty, or inheriting from `image`, whose RAM is that of the same configuration. */
 static enum vm_result make_space(struct vm *vm, struct dmm_image *image, struct dmm_space **out, char *why)
 {
     const struct config_vm *c = vm->config;

@@ -59,6 +59,11 @@ def guest_linux_shares_files(bench):
         m.command(f"vm pause {name}")
         v = m.vm(name)
         require(v["image_shared_pages"] > 500, f"{name}: {v['image_shared_pages']} pages mapped from the boot files")
+        stat = m.json(f"stat {name}")
+        faults = sum(e["tsc"] for e in stat["exits"] if e["reason"] == "nested page fault")
+        causes = {f["cause"]: f["count"] * f["mean_tsc"] for f in stat["faults"]}
+        loader = causes.pop("image-map")
+        require(faults < sum(causes.values()) + loader // 2, f"{name}: the loader's work counts as faults: {stat}")
         require(before - m.frames()[0] < v["resident_pages"] + 200, f"{name} took more frames than it has resident: {v}")
 
 

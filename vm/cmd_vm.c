@@ -366,8 +366,10 @@ static enum cmd_result console(struct cmd_ctx *c, struct vm *vm)
     if (c->want_json)
         return cmd_error(c, "vm console has no JSON form");
     con_printf("console of %s; Ctrl-] leaves it\n", vm->name);
-    if (vuart_console.output_dropped(vm))
-        con_printf("(%lu bytes of older output are lost)\n", vuart_console.output_dropped(vm));
+    uint64_t lost = vuart_console.output_dropped(vm);
+    if (lost != vm->output_lost_told)
+        con_printf("(%lu bytes of older output are lost)\n", lost - vm->output_lost_told);
+    vm->output_lost_told = lost;
     attach(vm);
     con_printf("\nleft the console of %s%s%s\n", vm->name, vm->state == VM_STOPPED ? ": it has stopped: " : "",
                vm->state == VM_STOPPED ? vm->stop_reason : "");

@@ -134,6 +134,12 @@ def vm_console(bench):
     m.expect(r"bytes of older output are lost\)", 20)
     m.expect("end of flood", 60)
     m.detach()
+    start = m.cursor
+    m.attach("a")
+    m.send("\n")
+    m.expect(r":/# ", 20)
+    m.detach()
+    require("are lost" not in m.text[start:], "output that was lost before is said to be lost again")
     m.command("vm destroy a")
     require("a" not in [v["name"] for v in m.json("vm list")["vms"]], "destroyed, and still in the list")
 

@@ -44,6 +44,9 @@ def guest_linux_two(bench):
     for name in ("debian0", "debian1"):
         require(vms[name]["configured_pages"] == (256 << 20) >> 12, f"{name}: configured")
         require(0 < vms[name]["resident_pages"] < vms[name]["configured_pages"], f"{name} is not paged on demand: {vms[name]}")
+        require(vms[name]["resident_large_pages"] > 0, f"{name} has no 2 MiB mapping: {vms[name]}")
+    touches = {f["cause"]: f["count"] for f in m.json("stat")["faults"]}
+    require(touches.get("first-touch-2m", 0) > 0, f"no first touch got 2 MiB: {touches}")
     to = m.json("stat debian0")
     require(any(e["count"] > 0 for e in to["exits"]), f"stat counts nothing: {to}")
 

@@ -44,6 +44,8 @@ def guest_linux_two(bench):
     for name in ("debian0", "debian1"):
         require(vms[name]["configured_pages"] == (256 << 20) >> 12, f"{name}: configured")
         require(0 < vms[name]["resident_pages"] < vms[name]["configured_pages"], f"{name} is not paged on demand: {vms[name]}")
+        initrd_pages = os.path.getsize(linux_files()["initramfs.img"]) >> 12
+        require(vms[name]["image_shared_pages"] >= initrd_pages, f"{name} has an initrd of its own: {vms[name]}")
         require(vms[name]["resident_large_pages"] > 0, f"{name} has no 2 MiB mapping: {vms[name]}")
     touches = {f["cause"]: f["count"] for f in m.json("stat")["faults"]}
     require(touches.get("first-touch-2m", 0) > 0, f"no first touch got 2 MiB: {touches}")

@@ -170,6 +170,8 @@ static void boot_thread_main(void *arg UNUSED)
         drivers_set_baud(config->console_baud);
         for (uint32_t i = 0; i < config->secure_group_count; i++)
             dmm_group_set_secure(dmm_group_of(config->secure_groups[i]), true);
+        if (ops && config->vm_count)
+            frame_zero_large_stock();
         for (uint32_t i = 0; ops && i < config->vm_count; i++)
             start_configured_vm(&config->vms[i]);
     }

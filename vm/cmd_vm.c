@@ -366,8 +366,10 @@ static enum cmd_result console(struct cmd_ctx *c, struct vm *vm)
     if (c->want_json)
         return cmd_error(c, "vm console has no JSON form");
     con_printf("console of %s; Ctrl-] leaves it\n", vm->name);
-    if (vuart_console.output_dropped(vm))
-        con_printf("(%lu bytes of older output are lost)\n", vuart_console.output_dropped(vm));
+    uint64_t lost = vuart_console.output_dropped(vm);
+    if (lost != vm->output_lost_told)
+        con_printf("(%lu bytes of older output are lost)\n", lost - vm->output_lost_told);
+    vm->output_lost_told = lost;
     attach(vm);
     con_printf("\nleft the console of %s%s%s\n", vm->name, vm->state == VM_STOPPED ? ": it has stopped: " : "",
                vm->state == VM_STOPPED ? vm->stop_reason : "");
@@ -501,12 +503,15 @@ static bool add_exits(struct vm *vm, void *arg)
     return true;
 }
 
-/* Faults that the back end resolves on the spot have their time in DMM's histograms only; a store of zeros is carried out by the exit's handler. */
+/*
+ * Faults that the back end resolves on the spot have their time in DMM's histograms only. A store of zeros is carried out by the exit's handler;
+ * mapping boot files is the loader's work, and no exit.
+ */
 static void add_fault_time(struct exit_sums *sums, const struct dmm_space *s)
 {
     for (unsigned k = 0; k < DMM_CAUSE_COUNT; k++) {
         struct dmm_hist_summary h;
-        if (k == DMM_CAUSE_ZERO_STORE)
+        if (k == DMM_CAUSE_ZERO_STORE || k == DMM_CAUSE_IMAGE_MAP)
             continue;
         dmm_fault_summary(s, k, &h);
         sums->kind[VM_EXIT_NESTED_FAULT].tsc += h.count * h.mean_tsc;

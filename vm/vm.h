@@ -107,6 +107,7 @@ struct vm {
     char reset_reason[64];     /* (l) */
     struct list_head snapshots;/* of struct vm_snapshot (vm/fork.c): commands only */
     char forked_from[CONFIG_NAME_MAX]; /* (c) "": made by itself */
+    uint64_t output_lost_told; /* how many bytes `vm console` has said are lost: commands only */
     struct list_head node;     /* LOCK_RANK_VM_LIST */
 };
 

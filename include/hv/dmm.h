@@ -53,6 +53,7 @@ uint64_t frame_total_pages(void);        /* all frames the table covers, FRAME_U
 uint64_t frame_free_pages(void);         /* FREE + FREE_ZEROED */
 /* Zeroes up to `max` free frames for the zeroed magazine; returns how many. The idle-priority thread's work. */
 unsigned frame_zero_some(unsigned max);
+void frame_zero_large_stock(void);       /* all of the stock of zeroed 2 MiB frames at once */
 struct waitq *frame_low_zeroed_waitq(void); /* woken when the pre-zeroed stock falls below its low mark */
 bool frame_zeroed_is_low(void);
 void dmm_zero_thread(void *arg);         /* body of that thread (THREAD_PRIO_IDLE) */

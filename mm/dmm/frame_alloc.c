@@ -22,7 +22,8 @@
 #include "mm/dmm/space.h"
 #include "mm/early.h"
 
-#define ZEROED_LARGE_MAX 8u
+#define ZEROED_LARGE_MIN 8u
+#define ZEROED_LARGE_MAX 64u
 
 struct frame_cpu *frame_cpus;
 volatile unsigned frame_waiters;
@@ -40,7 +41,8 @@ static struct {
     uint64_t *frames;             /* mfns */
     uint64_t count, max, low;
     mfn_t large[ZEROED_LARGE_MAX];
-    uint64_t large_count;
+    uint64_t large_count, large_max;
+    volatile bool large_wanted;   /* one was taken since the thread last filled up */
     mfn_t clearing;               /* a 2 MiB frame that is being zeroed a little at a time */
     uint64_t clearing_done;       /* pages of it */
     struct waitq wanted;
@@ -54,6 +56,7 @@ void frame_alloc_init(uint64_t total_pages, const uint32_t *trees, uint64_t tree
     shared.reserve = MAX(MIN(total_pages / 128, 1024), 64);
     stock.max = MAX(MIN(total_pages / 32, 8192), 2 * MAGAZINE_BATCH);
     stock.low = stock.max / 2;
+    stock.large_max = MAX(MIN(total_pages / 32 / LARGE_PAGES, ZEROED_LARGE_MAX), ZEROED_LARGE_MIN);
     stock.clearing = INVALID_MFN;
     uint64_t hpa = early_alloc(ALIGN_UP(stock.max * sizeof(*stock.frames), PAGE_SIZE), PAGE_SIZE, FRAME_FRAMETABLE);
     if (!hpa)
@@ -281,6 +284,9 @@ mfn_t frame_take_large_zeroed(void)
     if (stock.large_count)
         m = stock.large[--stock.large_count];
     spin_unlock(&stock.lock);
+    stock.large_wanted = true;
+    if (unlikely(stock.thread_sleeps))
+        waitq_wake_all(&stock.wanted);
     return m;
 }
 
@@ -308,7 +314,7 @@ static unsigned zero_large_some(unsigned max)
     stock.clearing = INVALID_MFN;
     spin_unlock(&stock.lock);
     if (!mfn_valid(m)) {
-        if (have >= ZEROED_LARGE_MAX || shared_free() < 16 * shared.reserve + 4 * ZEROED_LARGE_MAX * LARGE_PAGES)
+        if (have >= stock.large_max || shared_free() < 16 * shared.reserve + 4 * stock.large_max * LARGE_PAGES)
             return 0;
         m = take_large(0);
         if (!mfn_valid(m))
@@ -322,7 +328,7 @@ static unsigned zero_large_some(unsigned max)
     if (done == LARGE_PAGES)
         set_free_type(m, FRAME_FREE_ZEROED, LARGE_PAGES);
     spin_lock(&stock.lock);
-    bool fits = done < LARGE_PAGES ? !mfn_valid(stock.clearing) : stock.large_count < ZEROED_LARGE_MAX;
+    bool fits = done < LARGE_PAGES ? !mfn_valid(stock.clearing) : stock.large_count < stock.large_max;
     if (fits && done < LARGE_PAGES) {
         stock.clearing = m;
         stock.clearing_done = done;
@@ -335,11 +341,10 @@ static unsigned zero_large_some(unsigned max)
     return n;
 }
 
-unsigned frame_zero_some(unsigned max)
+static unsigned zero_small_some(unsigned max)
 {
     uint64_t batch[MAGAZINE_BATCH];
     unsigned done = 0;
-    bool outermost = dmm_enter();
     while (done < max && __atomic_load_n(&stock.count, __ATOMIC_RELAXED) < stock.max && shared_free() > 4 * shared.reserve) {
         unsigned got = take_bits(MIN(max - done, MAGAZINE_BATCH), 0, batch), kept = 0;
         if (!got)
@@ -358,16 +363,34 @@ unsigned frame_zero_some(unsigned max)
         }
         done += got;
     }
+    return done;
+}
+
+/* Half of the work for each stock while neither is full: on a busy machine, whose thread gets little time, the second would else stay empty. */
+unsigned frame_zero_some(unsigned max)
+{
+    bool outermost = dmm_enter();
+    unsigned done = zero_large_some(max / 2);
+    done += zero_small_some(max - done);
     if (done < max)
         done += zero_large_some(max - done);
     dmm_leave(outermost);
     return done;
 }
 
+/* The guests that start with the machine leave no idle time to prepare for their first touches. */
+void frame_zero_large_stock(void)
+{
+    bool outermost = dmm_enter();
+    while (zero_large_some(LARGE_PAGES))
+        ;
+    dmm_leave(outermost);
+}
+
 static bool zeroed_is_wanted(void *arg)
 {
     (void)arg;
-    return frame_zeroed_is_low();
+    return frame_zeroed_is_low() || stock.large_wanted;
 }
 
 /* In small pieces, for guests must not wait for it; sleeps once there is nothing left to do. */
@@ -375,6 +398,7 @@ void dmm_zero_thread(void *arg)
 {
     (void)arg;
     for (;;) {
+        stock.large_wanted = false; /* if there is none to be had, the next that is taken asks again */
         while (frame_zero_some(16))
             thread_resched_point();
         stock.thread_sleeps = true;

@@ -117,6 +117,28 @@ static void test_keeps_large_runs_whole(void **state)
     host_audit();
 }
 
+/* A zeroing thread that gets little time fills both stocks, and not one after the other. */
+static void test_zeroes_both_sizes(void **state)
+{
+    uint64_t zeroed = frame_count(FRAME_FREE_ZEROED);
+    for (unsigned n = 0; n < 2 * LARGE_PAGES / 16 + 2; n++)
+        assert_int_equal(frame_zero_some(16), 16);
+    assert_true(frame_zeroed_is_low() || frame_count(FRAME_FREE_ZEROED) - zeroed > LARGE_PAGES);
+    mfn_t m = frame_take_large_zeroed();
+    assert_true(mfn_valid(m) && is_zero(mfn_to_hva(m), LARGE_SIZE));
+    frame_assign(m, FRAME_HV_HEAP, NULL, 0, LARGE_PAGES);
+    frame_zero_large_stock();
+    unsigned large = 0;
+    for (mfn_t more; mfn_valid(more = frame_take_large_zeroed()); large++) {
+        assert_true(is_zero(mfn_to_hva(more), LARGE_SIZE));
+        frame_assign(more, FRAME_HV_HEAP, NULL, 0, LARGE_PAGES);
+        frame_free(more, LARGE_ORDER);
+    }
+    assert_int_equal(large, 8);
+    frame_free(m, LARGE_ORDER);
+    host_audit();
+}
+
 /* An ordinary request never gets the reserve; one that may does; all comes back. */
 static void test_reserve(void **state)
 {
@@ -213,7 +235,8 @@ static int setup(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_boot_types), cmocka_unit_test(test_keeps_large_runs_whole), cmocka_unit_test(test_reserve),
+        cmocka_unit_test(test_boot_types), cmocka_unit_test(test_keeps_large_runs_whole), cmocka_unit_test(test_zeroes_both_sizes),
+        cmocka_unit_test(test_reserve),
         cmocka_unit_test(test_random_against_model), cmocka_unit_test(test_wrong_frees_are_caught), cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, setup, NULL);

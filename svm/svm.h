@@ -76,6 +76,7 @@ bool svm_can_inject_intr(struct vcpu *v);
 bool svm_inject(struct vcpu *v, const struct vm_event *ev);
 bool svm_event_pending(struct vcpu *v);
 void svm_request_irq_window(struct vcpu *v, bool on);
+void svm_set_tpr_alarm(struct vcpu *v, uint8_t tpr_class);
 bool svm_nmi_blocked(struct vcpu *v);
 void svm_request_nmi_window(struct vcpu *v, bool on);
 void svm_clear_interrupt_shadow(struct vcpu *v);

@@ -139,7 +139,7 @@ static void power_on(struct vm *vm)
         struct vcpu *v = vm->vcpus[n];
         v->init_pending = v->sipi_pending = v->nmi_pending = false;
         v->irq_window = false;
-        v->cr8_seen = 0;
+        v->cr8_seen = v->tpr_alarm = 0;
         v->wait_for_sipi = n != 0;
         v->state = n ? VCPU_OFFLINE : VCPU_RUNNABLE;
         v->flush_gen_seen = 0; /* no generation is that: the first entry takes everything anew, and nobody takes it for done before */

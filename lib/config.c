@@ -86,11 +86,12 @@ static bool set_flag(bool *out, const char *key, const char *value, struct confi
 
 static bool set_file(char *out, const char *key, const char *value, struct config_error *err)
 {
-    if (!*value)
+    const char *file = value[0] == '/' || value[0] == '\\' ? value + 1 : value;
+    if (!*file)
         return fail(err, "%s: no file named", key);
-    if (strstr(value, ".."))
+    if (strstr(file, ".."))
         return fail(err, "%s: \"%.40s\": .. is not allowed", key, value);
-    if (!str_copy(out, CONFIG_FILE_MAX, value[0] == '/' || value[0] == '\\' ? value + 1 : value))
+    if (!str_copy(out, CONFIG_FILE_MAX, file))
         return fail(err, "%s: file name longer than %d characters", key, CONFIG_FILE_MAX - 1);
     for (; *out; out++)
         if (*out == '\\')

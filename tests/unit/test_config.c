@@ -142,6 +142,8 @@ static const struct { const char *text; uint32_t line; const char *says; } wrong
     {"[hypervisor]\nconsole = ttyS0,200000\n", 2, "not between"},
     {"[hypervisor]\nconsole = ttyS0,100000\n", 2, "cannot make 100000 baud"},
     {"[hypervisor]\nfile =\n", 2, "no file named"},
+    {"[hypervisor]\nfile = \\\n", 2, "file: no file named"},
+    {VM "initrd = /\n", 3, "initrd: no file named"},
     {"[hypervisor]\nsecure-groups =\n", 2, "no name given"},
     {"[hypervisor]\nsecure-groups = a b/c\n", 2, "\"b/c\" is no name"},
     {"[hypervisor]\nsecure-groups = a\nsecure-groups = b\n", 3, "given twice"},

@@ -24,7 +24,7 @@ static bool any_vcpu(const struct vm *vm, enum vcpu_state s)
 /* What there is to say about its state, in words; "" if nothing. */
 static void describe(struct vm *vm, char *buf, size_t size)
 {
-    struct dmm_usage u;
+    char lacks[VM_WHY_MAX - 16];
     buf[0] = 0;
     spin_lock(&vm->lock);
     if (vm->state == VM_STOPPED)
@@ -32,18 +32,8 @@ static void describe(struct vm *vm, char *buf, size_t size)
     spin_unlock(&vm->lock);
     if (vm->state != VM_RUNNING || !any_vcpu(vm, VCPU_STALLED))
         return;
-    dmm_space_usage(vm->space, &u);
-    switch (dmm_stall_reason(vm->space)) {
-    case DMM_STALL_MAXIMUM:
-        snprintf(buf, size, "stalled: it holds its maximum of %lu KiB", u.max * 4);
-        break;
-    case DMM_STALL_SET_ASIDE:
-        snprintf(buf, size, "stalled: it is %s, and the %lu KiB free are set aside for others",
-                 dmm_class_name(dmm_get_class(vm->space)), frame_free_pages() * 4);
-        break;
-    default:
-        snprintf(buf, size, "stalled: the machine has no free frame left (%lu KiB free)", frame_free_pages() * 4);
-    }
+    dmm_stall_text(vm->space, lacks, sizeof(lacks));
+    snprintf(buf, size, "stalled: %s", lacks);
 }
 
 static const char *shown_state(const struct vm *vm)
@@ -116,6 +106,8 @@ static void json_vm(struct json_writer *w, struct vm *vm)
         json_u64(w, (uint64_t)vm->exit_code);
     json_kv_u64(w, "reboots", vm->reboots);
     json_usage(w, &u);
+    json_kv_string(w, "group", vm->config->group);
+    json_kv_string(w, "class", dmm_class_name(dmm_get_class(vm->space)));
     json_kv_u64(w, "output_dropped_bytes", vuart_console.output_dropped(vm));
     json_vcpus(w, vm);
     json_kv_string(w, "forked_from", vm->forked_from);
@@ -170,6 +162,8 @@ static void show_text(struct vm *vm)
     con_printf("memory     %lu KiB: resident %lu (in 2 MiB mappings %lu), from boot files %lu, zero %lu, never touched %lu\n", u.configured * 4,
                u.resident * 4, u.resident_large * 4, u.image_shared * 4, u.zero * 4, u.empty * 4);
     con_printf("pool       holds %lu KiB, min %lu, max %lu, weight %u\n", u.charged * 4, u.min * 4, u.max * 4, c->weight);
+    con_printf("sharing    %s%s, %s: %lu KiB set aside for when it writes\n", c->group[0] ? "in group " : "with itself only", c->group,
+               dmm_class_name(dmm_get_class(vm->space)), u.covered * 4);
     con_printf("overhead   nested tables %lu KiB, state %lu KiB, records %lu bytes\n", u.p2m_pages * 4, u.state_pages * 4, u.heap_bytes);
     for (unsigned n = 0; n < vm->vcpu_count; n++) {
         const struct vcpu *v = vm->vcpus[n];

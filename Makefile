@@ -38,7 +38,6 @@ all: $(OUT)/palimpsest.elf $(OUT)/BOOTX64.EFI $(OUT)/palimpsest.mb2
 
 # --- the hypervisor ---------------------------------------------------------------------------------------------------
 
-# vmx/ joins the image when it is complete
 HV_DIRS := lib x86 core mm mm/dmm policies drivers vm svm vmx vdev
 HV_C    := $(filter-out %/asm_offsets.c,$(foreach d,$(HV_DIRS),$(sort $(wildcard $(d)/*.c))))
 HV_ASM  := boot/entry.asm boot/trampoline.asm $(foreach d,$(HV_DIRS),$(sort $(wildcard $(d)/*.asm)))
@@ -306,7 +305,7 @@ check-headers:
 	    echo "headers: $$((n-bad)) passed, $$bad failed"; [ $$bad = 0 ]
 
 clean:
-	$(Q)rm -rf build/release build/debug build/unit build/fuzz build/bench build/guests build/palimpsest.img build/palimpsest.iso
+	$(Q)rm -rf build/release build/debug build/unit build/fuzz build/bench build/guests build/machine build/palimpsest.img build/palimpsest.iso
 
 help:
 	@echo 'make                  the hypervisor: build/release/palimpsest.elf and BOOTX64.EFI (DEBUG=1: build/debug)'

@@ -287,6 +287,7 @@ bench-run: all tiny-guests $(BENCH_BIN) build/guest-kernel/vmlinuz build/guests/
 	    ($$1 + $$2) / 1024, $$3 / 1024 }'
 	$(Q)for b in $(BENCH_BIN); do $$b || exit 1; done
 	$(Q)PALIMPSEST_BUILD=$(OUT) tests/bench/run
+	$(Q)PALIMPSEST_BUILD=$(OUT) tests/bench/run --backend vmx
 	$(Q)PALIMPSEST_BUILD=$(OUT) tests/bench/memory --slow 2
 
 # --- static checks ----------------------------------------------------------------------------------------------------

@@ -268,8 +268,13 @@ test-fuzz: $(filter build/fuzz/fuzz_$(FUZZ)%,$(FUZZ_BIN))
 
 BACKEND ?= svm
 ROWS    ?=
+build/machine/oracle: tests/machine/oracle.c
+	$(call say,HOSTCC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) -std=gnu17 -O2 -Wall -Wextra -Wshadow -Werror -o $@ $<
+
 test-machine:
-	$(Q)$(MAKE) --no-print-directory DEBUG=1 all tiny-guests build/guest-kernel/vmlinuz build/guests/initramfs.img
+	$(Q)$(MAKE) --no-print-directory DEBUG=1 all build/machine/oracle tiny-guests build/guest-kernel/vmlinuz build/guests/initramfs.img
 	$(Q)PALIMPSEST_BUILD=build/debug tests/machine/run --backend $(BACKEND) $(if $(ROWS),--rows $(ROWS)) $(if $(QUICK),--quick)
 
 test: setup
@@ -282,7 +287,8 @@ bench-run: all tiny-guests $(BENCH_BIN) build/guest-kernel/vmlinuz build/guests/
 	@size $(OUT)/palimpsest.elf | awk 'NR == 2 { printf "image: %.1f KiB text and data, %.1f KiB bss (goal: at most 256 KiB)\n", \
 	    ($$1 + $$2) / 1024, $$3 / 1024 }'
 	$(Q)for b in $(BENCH_BIN); do $$b || exit 1; done
-	$(Q)if [ -x tests/bench/run ]; then PALIMPSEST_BUILD=$(OUT) tests/bench/run; fi
+	$(Q)PALIMPSEST_BUILD=$(OUT) tests/bench/run
+	$(Q)PALIMPSEST_BUILD=$(OUT) tests/bench/memory --slow 2
 
 # --- static checks ----------------------------------------------------------------------------------------------------
 

@@ -268,8 +268,10 @@ static void call_idle_cpu(const struct run_queue *q, const struct thread *t)
     if (!__atomic_load_n(&idle_cpus, __ATOMIC_RELAXED))
         return;
     for_each_queue(o)
-        if (o != q && (!t || may_run_on(t, o)) && withdraw(o)) {
-            o->called = true;
+        if (o != q && (!t || may_run_on(t, o)) && o->announced_idle) {
+            o->called = true; /* before it can go on: it looks at this at its next switch. In vain, if it was faster: no harm */
+            if (!withdraw(o))
+                continue;
             interrupt_cpu(o->id);
             return;
         }

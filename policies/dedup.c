@@ -1,13 +1,14 @@
 /*
  * Dedup: finds pages with equal contents and has DMM share them.
  *
- * A sweep visits all spaces, region by region. Hashing everything every time is what makes scanners a burden, so it goes by dirty bits: pages are
- * *aged* some regions ahead of where the scan is, and those that are still clean when it comes by are at rest and worth a look, once. Each is zero, or
- * has a partner in the table, or becomes a partner for others; until somebody writes to it the next sweeps pass it by at the price of
+ * A sweep visits all spaces, region by region. Hashing everything every time is what makes scanners a burden, so it goes by dirty bits: pages
+ * are *aged* some regions ahead of where the scan is, and those that are still clean when it comes by are at rest and worth a look, once. Each is
+ * zero, or has a partner in the table, or becomes a partner for others; until somebody writes to it the next sweeps pass it by at the price of
  * reading its entry. So one sweep after guests have come to rest finds everything, and the sweeps after that cost next to nothing.
  *
  * What keeps breaking is not worth sharing: a region whose shares break is left alone for twice as many sweeps each time. A 2 MiB mapping is
- * worth more than a few pages: it is broken if enough of its pieces would be saved, and if nobody is using it or memory is short.
+ * worth more than a few pages: it is broken if enough of its pieces would be saved, for its own sake or that of another region's pages that are equal
+ * to them, and if nobody is using it or memory is short. What had to wait for that is marked, and listed again on the day.
  *
  * The thread takes no more of a CPU than its budget, and less when there is little to find; `dedup sweep` asks for one sweep at once.
  */
@@ -27,20 +28,27 @@
 #define SETTLE_NS UINT64_C(20000000)
 #define BACKOFF_MAX 6u
 #define NAP_NS UINT64_C(2000000)        /* shorter ones are saved up */
+#define BUSY_PAUSE_NS UINT64_C(1000000000)
+#define ENOUGH_WHEN_SHORT 8u            /* pages to be saved by breaking a 2 MiB mapping, which costs one for the entries, and the guest some speed */
+#define PASSES_MAX 3u
 
 enum { CPU_PERCENT, PAGES_PER_SECOND, IDLE_SECONDS, BREAK_LARGE_PERCENT, SHORT_PERCENT, BREAKS_MAX, PARAM_COUNT };
 static struct dmm_policy_param params[PARAM_COUNT] = {
     [CPU_PERCENT] = { "cpu_percent", "of one CPU, at most", 5, 1, 100 },
     [PAGES_PER_SECOND] = { "pages_per_second", "pages hashed, at most", 200000, 1, 100000000 },
     [IDLE_SECONDS] = { "idle_seconds", "pause between sweeps that find little", 10, 0, 3600 },
-    [BREAK_LARGE_PERCENT] = { "break_large_percent", "2 MiB mappings are broken if so much of them would be saved (0: for any page)", 25, 0, 101 },
-    [SHORT_PERCENT] = { "short_percent", "memory is short below so much free: then 2 MiB mappings in use are broken too", 25, 0, 100 },
+    [BREAK_LARGE_PERCENT] = { "break_large_percent",
+        "2 MiB mappings are broken if so much of them would be saved (0: for any page, 101: never)", 25, 0, 101 },
+    [SHORT_PERCENT] = { "short_percent",
+        "memory is short below so much free: then 2 MiB mappings in use are broken too, and for a few pages", 25, 0, 100 },
     [BREAKS_MAX] = { "breaks_max", "a region with more broken shares since the last sweep is left alone for a while", 16, 1, 255 },
 };
 
 /* Of the policy since boot. Written by its thread only. */
-static struct {
-    uint64_t sweeps, regions, skipped, hashed, unchanged, dirty, unstable, same_filled, large_broken, cpu_ns, last_sweep_ns;
+static struct dedup_counts {
+    uint64_t sweeps, regions, skipped, waiting, large_broken, large_in_use;
+    uint64_t hashed, unchanged, dirty, unstable, shared, zero, pinned, same_filled, sealed; /* pages */
+    uint64_t cpu_ns, last_sweep_ns, last_hashed, last_found, pause_ns;
     uint64_t result[DMM_MERGE_RESULT_COUNT];
 } counts;
 
@@ -53,7 +61,13 @@ static volatile uint64_t sweeps_served;
 static struct dmm_policy dedup;
 
 /* Where the sweep is. */
-static struct { unsigned space_id; uint64_t region, aged; bool fresh_space; uint64_t begun_ns, found_before, hashed_before; } at;
+static struct {
+    unsigned space_id;
+    uint64_t region, aged;
+    bool fresh_space;
+    bool broke_behind;                  /* a mapping that the sweep may have passed already: its pieces have not been looked at since */
+    uint64_t begun_ns, found_before, hashed_before;
+} at;
 
 static uint64_t param(unsigned which) { return __atomic_load_n(&params[which].value, __ATOMIC_RELAXED); }
 static uint64_t saved(void) { return counts.result[DMM_MERGE_DONE] + counts.result[DMM_MERGE_ZEROED]; }
@@ -64,6 +78,7 @@ static bool memory_is_short(void) { return frame_free_pages() * 100 < frame_tota
 static struct dmm_merge batch[DMM_MERGE_BATCH];
 static uint64_t batch_key[DMM_MERGE_BATCH];
 static unsigned batch_count;
+static bool region_lacks;               /* something failed for want of frames */
 
 /* The partner was not what the table said, or takes no more: from now on it is this page. */
 static bool wants_new_partner(enum dmm_merge_result r)
@@ -71,19 +86,19 @@ static bool wants_new_partner(enum dmm_merge_result r)
     return r == DMM_MERGE_DIFFERENT || r == DMM_MERGE_PARTNER_GONE || r == DMM_MERGE_FULL || r == DMM_MERGE_FOREIGN;
 }
 
-/* The page whose partner failed: it is entered in its place, unless another of the batch was before it. That one is its partner then; in a secure group
- * it is sealed without one. True: once more. */
+/* The page whose partner failed: it is entered in its place, unless another of the batch was before it. That one is its partner then; in a secure
+ * group it is sealed without one. True: once more. */
 static bool try_another(struct dmm_space *s, struct dmm_merge *m, uint64_t key)
 {
     enum dmm_candidate kind;
-    mfn_t now = dedup_table_find(&table, key, &kind);
-    if (!mfn_valid(now) || mfn_eq(now, m->with)) {
+    mfn_t now = dedup_table_find(&table, key, m->mfn, &kind);
+    if (kind != DMM_CANDIDATE || mfn_eq(now, m->with)) {
         dedup_table_enter(&table, key, m->mfn, m->gfn, m->with);
         m->with = m->mfn;
         return dmm_group_secure(dmm_space_group(s));
     }
     m->with = now;
-    return !mfn_eq(now, m->mfn);
+    return true;
 }
 
 static void merge_batch(struct dmm_space *s)
@@ -94,6 +109,8 @@ static void merge_batch(struct dmm_space *s)
         dmm_merge(s, batch, count);
         for (unsigned n = 0; n < count; n++) {
             counts.result[batch[n].result]++;
+            counts.sealed += batch[n].result == DMM_MERGE_ALREADY && mfn_eq(batch[n].with, batch[n].mfn);
+            region_lacks |= batch[n].result == DMM_MERGE_NO_MEMORY || batch[n].result == DMM_MERGE_UNCOVERED;
             if (!wants_new_partner(batch[n].result) || !mfn_valid(batch[n].with) || !try_another(s, &batch[n], batch_key[n]))
                 continue;
             batch[again] = batch[n];
@@ -120,130 +137,232 @@ static uint64_t key_of(const struct dmm_space *s, struct dmm_digest d)
     return d.content == DMM_CONTENT_DATA ? d.key ^ dmm_space_domain(s) * UINT64_C(0x9e3779b97f4a7c15) : ~d.key;
 }
 
-/* Not worth breaking somebody's 2 MiB mapping for one page, unless pages are what is needed. */
-static bool may_use(enum dmm_candidate kind)
+/* Partners inside 2 MiB mappings are not used before it is known how many pages one mapping would have to be broken for. */
+static mfn_t in_large[LARGE_PAGES];     /* of each page of the region; INVALID_MFN: none */
+static struct { uint32_t mapping, pages; } tally[2 * LARGE_PAGES];
+
+static uint32_t mapping_of(mfn_t m) { return (uint32_t)(m.v / LARGE_PAGES) + 1; }
+
+static uint32_t *tally_of(mfn_t m)
 {
-    return kind == DMM_CANDIDATE || (kind == DMM_CANDIDATE_IN_LARGE && (!param(BREAK_LARGE_PERCENT) || scan.large || memory_is_short()));
+    uint32_t mapping = mapping_of(m), n = mapping % ARRAY_SIZE(tally);
+    while (tally[n].mapping && tally[n].mapping != mapping)
+        n = (n + 1) % ARRAY_SIZE(tally); /* a region has at most half as many */
+    tally[n].mapping = mapping;
+    return &tally[n].pages;
 }
 
-static void consider_page(struct dmm_space *s, gfn_t gfn, mfn_t mfn, struct dmm_digest d)
+static void begin_region(void)
 {
-    enum dmm_candidate kind = DMM_CANDIDATE_NONE;
-    if (d.content == DMM_CONTENT_ZERO) {
-        add_to_batch(s, gfn, mfn, INVALID_MFN, 0);
+    region_lacks = false;
+    for (unsigned n = 0; n < ARRAY_SIZE(tally); n++)
+        tally[n].mapping = tally[n].pages = 0;
+    for (unsigned n = 0; n < LARGE_PAGES; n++)
+        in_large[n] = INVALID_MFN;
+}
+
+/* So many pages have to be saved for a 2 MiB mapping. */
+static uint64_t enough(void)
+{
+    uint64_t percent = param(BREAK_LARGE_PERCENT), pages = LARGE_PAGES * percent / 100;
+    if (percent > 100)
+        return LARGE_PAGES + 1;
+    return MAX(memory_is_short() ? MIN(pages, ENOUGH_WHEN_SHORT) : pages, UINT64_C(1));
+}
+
+static void add_zero(struct dmm_space *s, gfn_t gfn, mfn_t mfn) { add_to_batch(s, gfn, mfn, INVALID_MFN, 0); }
+
+/* In a secure group it must look the same whether it was merged or not. */
+static void add_without_partner(struct dmm_space *s, gfn_t gfn, mfn_t mfn, uint64_t key)
+{
+    if (dmm_group_secure(dmm_space_group(s)))
+        add_to_batch(s, gfn, mfn, mfn, key);
+}
+
+/* The `n`th listed page of a region of small ones. */
+static void consider_page(struct dmm_space *s, unsigned n, gfn_t gfn)
+{
+    enum dmm_candidate kind;
+    mfn_t mfn = scan.page[n].mfn;
+    if (digests[n].content == DMM_CONTENT_ZERO) {
+        add_zero(s, gfn, mfn);
         return;
     }
-    counts.same_filled += d.content == DMM_CONTENT_SAME_FILLED;
-    uint64_t key = key_of(s, d);
-    mfn_t with = dedup_table_find(&table, key, &kind);
-    if (mfn_valid(with) && !mfn_eq(with, mfn) && may_use(kind)) {
+    counts.same_filled += digests[n].content == DMM_CONTENT_SAME_FILLED;
+    uint64_t key = key_of(s, digests[n]);
+    mfn_t with = dedup_table_find(&table, key, mfn, &kind);
+    if (kind == DMM_CANDIDATE) {
         add_to_batch(s, gfn, mfn, with, key);
         return;
     }
-    if (!mfn_valid(with))
-        dedup_table_enter(&table, key, mfn, gfn, INVALID_MFN);
-    if (dmm_group_secure(dmm_space_group(s)))
-        add_to_batch(s, gfn, mfn, mfn, key); /* merged or not, it must look the same */
+    dedup_table_enter(&table, key, mfn, gfn, INVALID_MFN);
+    if (kind == DMM_CANDIDATE_IN_LARGE) {
+        in_large[n] = with;
+        ++*tally_of(with);
+    } else {
+        add_without_partner(s, gfn, mfn, key);
+    }
 }
 
-/* A look into the table is a cache miss; hashing some pages ahead hides it. */
-static void consider_small(struct dmm_space *s, uint64_t first)
+/* Partners inside 2 MiB mappings, now that they are counted. Returns how many pages have to do without. */
+static unsigned use_partners_in_large(struct dmm_space *s, uint64_t first)
+{
+    unsigned unused = 0;
+    uint64_t needed = enough();
+    for (unsigned n = 0; n < scan.fresh; n++) {
+        gfn_t gfn = gfn_of(first + scan.page[n].index);
+        if (!mfn_valid(in_large[n]))
+            continue;
+        if (*tally_of(in_large[n]) >= needed) {
+            at.broke_behind = true;
+            add_to_batch(s, gfn, scan.page[n].mfn, in_large[n], key_of(s, digests[n]));
+        } else {
+            unused++;
+            add_without_partner(s, gfn, scan.page[n].mfn, key_of(s, digests[n]));
+        }
+    }
+    return unused;
+}
+
+/* A look into the table is a cache miss; hashing some pages ahead hides it. Returns whether something waits for memory to become short. */
+static bool consider_small(struct dmm_space *s, uint64_t first)
 {
     for (unsigned n = 0; n < scan.fresh + HASHED_AHEAD; n++) {
         if (n < scan.fresh) {
-            if (n + 1 < scan.fresh)
-                dmm_digest_soon(scan.page[n + 1].mfn);
-            digests[n] = dmm_digest_page(scan.page[n].mfn);
+            digests[n] = dmm_digest_page(scan.page[n].mfn, n + 1 < scan.fresh ? scan.page[n + 1].mfn : INVALID_MFN);
             dedup_table_prefetch(&table, key_of(s, digests[n]));
         }
-        if (n >= HASHED_AHEAD) {
-            const struct dmm_scan_page *p = &scan.page[n - HASHED_AHEAD];
-            consider_page(s, gfn_of(first + p->index), p->mfn, digests[n - HASHED_AHEAD]);
-        }
+        if (n >= HASHED_AHEAD)
+            consider_page(s, n - HASHED_AHEAD, gfn_of(first + scan.page[n - HASHED_AHEAD].index));
     }
     counts.hashed += scan.fresh;
+    unsigned unused = use_partners_in_large(s, first);
     merge_batch(s);
+    return unused;
 }
 
 /* ---- 2 MiB mappings ------------------------------------------------------------------------------------------------------- */
 
-static uint64_t seen[2 * LARGE_PAGES];  /* keys of this region, to find pairs inside it */
-
-static bool seen_before(uint64_t key)
-{
-    for (uint64_t n = key % ARRAY_SIZE(seen);; n = (n + 1) % ARRAY_SIZE(seen)) {
-        if (seen[n] == key)
-            return true;
-        if (!seen[n]) {
-            seen[n] = key;
-            return false;
-        }
-    }
-}
-
-/* How many of its pieces would need no frame? All digests are kept. */
-static unsigned count_savings(struct dmm_space *s)
+/* How many of its pieces would need no frame? All digests are kept, and pieces like no other are entered in the table: somebody's page may be
+ * equal. */
+static unsigned count_savings(struct dmm_space *s, uint64_t first)
 {
     unsigned savings = 0;
-    for (unsigned n = 0; n < ARRAY_SIZE(seen); n++)
-        seen[n] = 0;
     for (unsigned n = 0; n < LARGE_PAGES; n++) {
         enum dmm_candidate kind;
-        digests[n] = dmm_digest_page(scan.page[n].mfn);
+        mfn_t mfn = scan.page[n].mfn;
+        digests[n] = dmm_digest_page(mfn, n + 1 < LARGE_PAGES ? scan.page[n + 1].mfn : INVALID_MFN);
         uint64_t key = key_of(s, digests[n]);
-        savings += digests[n].content == DMM_CONTENT_ZERO || mfn_valid(dedup_table_find(&table, key, &kind)) || seen_before(key | 1);
+        mfn_t with = digests[n].content == DMM_CONTENT_ZERO ? INVALID_MFN : dedup_table_find(&table, key, mfn, &kind);
+        if (digests[n].content == DMM_CONTENT_ZERO || (mfn_valid(with) && (kind == DMM_CANDIDATE || mapping_of(with) == mapping_of(mfn)))) {
+            savings++;
+        } else if (mfn_valid(with)) {
+            in_large[n] = with;
+            ++*tally_of(with);
+        } else {
+            dedup_table_enter(&table, key, mfn, gfn_of(first + n), INVALID_MFN);
+        }
     }
     counts.hashed += LARGE_PAGES;
+    uint64_t needed = enough();
+    for (unsigned n = 0; n < LARGE_PAGES; n++)
+        savings += mfn_valid(in_large[n]) && *tally_of(in_large[n]) >= needed;
     return savings;
 }
 
-/* Pieces are entered in the table in any case: somebody else's page may be equal to one. */
-static void consider_large(struct dmm_space *s, uint64_t first)
+/* It was broken: its pieces are small pages now, and each other's partners. */
+static void consider_pieces(struct dmm_space *s, uint64_t first)
 {
-    if (scan.fresh != LARGE_PAGES || (scan.accessed && !memory_is_short() && param(BREAK_LARGE_PERCENT)))
-        return;
-    unsigned savings = count_savings(s);
-    bool breaks = savings && savings * 100 >= LARGE_PAGES * param(BREAK_LARGE_PERCENT) && dmm_break_large(s, gfn_of(first)) == DMM_RESIZE_OK;
-    counts.large_broken += breaks;
-    for (unsigned n = 0; n < LARGE_PAGES; n++) {
-        gfn_t gfn = gfn_of(first + n);
-        enum dmm_candidate kind;
-        if (breaks)
-            consider_page(s, gfn, scan.page[n].mfn, digests[n]);
-        else if (digests[n].content != DMM_CONTENT_ZERO && !mfn_valid(dedup_table_find(&table, key_of(s, digests[n]), &kind)))
-            dedup_table_enter(&table, key_of(s, digests[n]), scan.page[n].mfn, gfn, INVALID_MFN);
-    }
+    begin_region(); /* some partners have become small with it */
+    for (unsigned n = 0; n < LARGE_PAGES; n++)
+        consider_page(s, n, gfn_of(first + n));
+    use_partners_in_large(s, first);
     merge_batch(s);
+}
+
+/* Secure groups have no large mappings that are not in use: which of them are broken would tell what they hold. */
+static bool consider_large(struct dmm_space *s, uint64_t first)
+{
+    if (scan.fresh != LARGE_PAGES)
+        return false;
+    if (scan.accessed && !memory_is_short() && param(BREAK_LARGE_PERCENT)) {
+        dmm_scan_forget_region(s, gfn_of(first)); /* next time, then */
+        counts.large_in_use++;
+        return false;
+    }
+    bool worth_it = count_savings(s, first) >= enough() || dmm_group_secure(dmm_space_group(s));
+    if (!worth_it || dmm_break_large(s, gfn_of(first)) != DMM_RESIZE_OK)
+        return true;
+    counts.large_broken++;
+    consider_pieces(s, first);
+    return false;
 }
 
 /* ---- regions ---------------------------------------------------------------------------------------------------------------- */
 
-/* The note of a region: sweeps that it is still left alone, and how often that has been doubled. */
-static uint16_t note_of(unsigned rest, unsigned backoff) { return (uint16_t)(backoff << 8 | rest); }
+/* The note of a region: sweeps that it is still left alone, how often that has been doubled, and whether something in it waits for memory to become
+ * short. */
+#define NOTE_WAITS 0x8000u
+struct note { unsigned rest, backoff; bool waits; };
+
+static struct note read_note(struct dmm_space *s, gfn_t gfn)
+{
+    uint16_t note = dmm_scan_get_note(s, gfn);
+    return (struct note){ .rest = note & 0xff, .backoff = note >> 8 & 0x7f, .waits = note & NOTE_WAITS };
+}
+
+static void write_note(struct dmm_space *s, gfn_t gfn, struct note n)
+{
+    dmm_scan_note(s, gfn, (uint16_t)(n.rest | n.backoff << 8 | (n.waits ? NOTE_WAITS : 0)));
+}
+
+static void leave_alone(struct note *n)
+{
+    n->backoff = MIN(n->backoff + 1, BACKOFF_MAX);
+    n->rest = 1u << n->backoff;
+}
 
 /* Before it is scanned: what is listed once is not listed again. */
 static bool is_left_alone(struct dmm_space *s, gfn_t gfn)
 {
-    uint16_t note = dmm_scan_get_note(s, gfn);
-    unsigned rest = note & 0xff, backoff = note >> 8;
-    if (rest) {
-        dmm_scan_note(s, gfn, note_of(rest - 1, backoff));
-    } else if (dmm_scan_breaks(s, gfn) > param(BREAKS_MAX)) {
-        backoff = MIN(backoff + 1, BACKOFF_MAX);
-        dmm_scan_note(s, gfn, note_of(1u << backoff, backoff));
-    } else {
+    struct note n = read_note(s, gfn);
+    if (n.rest)
+        n.rest--;
+    else if (dmm_scan_breaks(s, gfn) > param(BREAKS_MAX))
+        leave_alone(&n);
+    else
         return false;
-    }
+    write_note(s, gfn, n);
     counts.skipped++;
     return true;
 }
 
-/* Shares that hold are a reason to trust it again. */
-static void forgive(struct dmm_space *s, gfn_t gfn)
+/* What the next sweeps should know of it. Shares that hold are a reason to trust it again. */
+static void note_outcome(struct dmm_space *s, gfn_t gfn, bool waits)
 {
-    unsigned backoff = dmm_scan_get_note(s, gfn) >> 8;
-    if (backoff && scan.shared)
-        dmm_scan_note(s, gfn, note_of(0, backoff - 1));
+    struct note n = read_note(s, gfn), was = n;
+    if (n.backoff && scan.shared)
+        n.backoff--;
+    if (waits && !memory_is_short()) /* else it has just been tried */
+        n.waits = true;
+    if (region_lacks) { /* later there may be what was lacking now */
+        dmm_scan_forget_region(s, gfn);
+        leave_alone(&n);
+    }
+    counts.waiting += n.waits && !was.waits;
+    if (n.rest != was.rest || n.backoff != was.backoff || n.waits != was.waits)
+        write_note(s, gfn, n);
+}
+
+static void count_region(void)
+{
+    counts.regions++;
+    counts.unchanged += scan.unchanged;
+    counts.dirty += scan.dirty;
+    counts.unstable += scan.unstable;
+    counts.shared += scan.shared;
+    counts.zero += scan.zero;
+    counts.pinned += scan.pinned;
 }
 
 static void scan_region(struct dmm_space *s, uint64_t region)
@@ -251,15 +370,27 @@ static void scan_region(struct dmm_space *s, uint64_t region)
     gfn_t gfn = gfn_of(region * LARGE_PAGES);
     if (is_left_alone(s, gfn) || !dmm_scan_region(s, gfn, &scan))
         return;
-    counts.regions++;
-    counts.unchanged += scan.unchanged;
-    counts.dirty += scan.dirty;
-    counts.unstable += scan.unstable;
-    forgive(s, gfn);
-    if (scan.large)
-        consider_large(s, gfn.v);
-    else
-        consider_small(s, gfn.v);
+    count_region();
+    bool waits = false;
+    if (scan.fresh) {
+        begin_region();
+        waits = scan.large ? consider_large(s, gfn.v) : consider_small(s, gfn.v);
+    } else {
+        region_lacks = false;
+    }
+    note_outcome(s, gfn, waits);
+}
+
+static void age_region(struct dmm_space *s, uint64_t region)
+{
+    gfn_t gfn = gfn_of(region * LARGE_PAGES);
+    struct note n = read_note(s, gfn);
+    if (n.waits && memory_is_short()) {
+        n.waits = false;
+        write_note(s, gfn, n);
+        dmm_scan_forget_region(s, gfn);
+    }
+    dmm_scan_age(s, gfn);
 }
 
 /* ---- the sweep ---------------------------------------------------------------------------------------------------------------- */
@@ -268,9 +399,18 @@ static void begin_sweep(void)
 {
     at.space_id = 0;
     at.fresh_space = true;
+    at.broke_behind = false;
     at.begun_ns = time_ns();
     at.found_before = saved();
     at.hashed_before = counts.hashed;
+}
+
+static void end_sweep(void)
+{
+    counts.sweeps++;
+    counts.last_sweep_ns = time_ns() - at.begun_ns;
+    counts.last_hashed = counts.hashed - at.hashed_before;
+    counts.last_found = saved() - at.found_before;
 }
 
 static struct dmm_space *next_space(void)
@@ -288,14 +428,13 @@ enum dedup_step dedup_step(void)
 {
     struct dmm_space *s = next_space();
     if (!s) {
-        counts.sweeps++;
-        counts.last_sweep_ns = time_ns() - at.begun_ns;
+        end_sweep();
         begin_sweep();
         return DEDUP_STEP_SWEPT;
     }
     uint64_t end = dmm_space_end_gfn(s) / LARGE_PAGES;
     for (; at.aged < MIN(at.region + AHEAD, end); at.aged++)
-        dmm_scan_age(s, gfn_of(at.aged * LARGE_PAGES));
+        age_region(s, at.aged);
     bool settle = at.fresh_space;
     at.fresh_space = false;
     if (!settle && at.region < end)
@@ -314,7 +453,7 @@ static bool has_work(void *arg) { return ((struct dmm_policy *)arg)->enabled || 
 static bool is_asked_now(void *arg) { return is_asked() || !((struct dmm_policy *)arg)->enabled; }
 
 /* Finding nothing is a reason to look less often. */
-static bool last_sweep_was_poor(void) { return (saved() - at.found_before) * 64 < counts.hashed - at.hashed_before || counts.hashed == at.hashed_before; }
+static bool last_sweep_was_poor(void) { return counts.last_found * 64 < counts.last_hashed || !counts.last_hashed; }
 
 /* CPU time and pages that it has had, paid for with sleep. */
 static void pay(uint64_t worked_ns, uint64_t hashed)
@@ -332,41 +471,92 @@ static void pay(uint64_t worked_ns, uint64_t hashed)
 bool dedup_prepare(void)
 {
     static bool failed;
-    if (table.slots || dedup_table_init(&table, frame_total_pages()))
+    if (table.slots)
         return true;
+    if (dedup_table_init(&table, frame_total_pages())) {
+        if (table.sets < table.wanted)
+            log_warn("dedup: no memory for a table of %lu slots: with %lu it will miss some", table.wanted * DEDUP_SET, table.sets * DEDUP_SET);
+        return true;
+    }
     if (!failed)
         log_error("dedup: no memory for its table: nothing is shared");
     failed = true;
     return false;
 }
 
-/* A sweep that somebody waits for begins anew: it has to see everything. */
+static enum dedup_step timed_step(uint64_t *worked_ns)
+{
+    uint64_t begun = time_ns();
+    enum dedup_step step = dedup_step();
+    *worked_ns = time_ns() - begun;
+    counts.cpu_ns += *worked_ns;
+    return step;
+}
+
+/* It begins anew: it has to see everything. Mappings that it breaks for pages elsewhere may lie behind it, so it may have to pass twice. */
+void dedup_sweep(void)
+{
+    enum dedup_step step;
+    bool again = true;
+    for (unsigned pass = 0; again && pass < PASSES_MAX; pass++) {
+        begin_sweep();
+        do {
+            uint64_t worked_ns;
+            again = at.broke_behind;
+            step = timed_step(&worked_ns);
+            if (step == DEDUP_STEP_SETTLE)
+                thread_sleep_ns(SETTLE_NS);
+            thread_resched_point();
+        } while (step != DEDUP_STEP_SWEPT);
+    }
+}
+
 static void serve(void)
 {
     uint64_t upto = sweeps_asked;
-    enum dedup_step step;
-    begin_sweep();
-    while ((step = dedup_step()) != DEDUP_STEP_SWEPT) {
-        if (step == DEDUP_STEP_SETTLE)
-            thread_sleep_ns(SETTLE_NS);
-        thread_resched_point();
-    }
+    dedup_sweep();
     sweeps_served = upto;
     waitq_wake_all(&swept);
 }
 
+static bool count_space(struct dmm_space *s, void *arg)
+{
+    (void)s;
+    ++*(unsigned *)arg;
+    return true;
+}
+
+static unsigned count_spaces(void)
+{
+    unsigned count = 0;
+    dmm_for_each_space(count_space, &count);
+    return count;
+}
+
+/* Between sweeps: the longer one if there is no hurry. There is when memory becomes short, or a VM is made. */
+static void pause_between_sweeps(void)
+{
+    bool was_short = memory_is_short();
+    uint64_t idle_ns = param(IDLE_SECONDS) * 1000000000 + NAP_NS, begun = time_ns(), spaces = count_spaces();
+    counts.pause_ns = last_sweep_was_poor() && !was_short ? idle_ns : BUSY_PAUSE_NS;
+    for (uint64_t now = begun; now < begun + counts.pause_ns; now = time_ns()) {
+        uint64_t left = begun + counts.pause_ns - now;
+        if (waitq_wait(&wanted, is_asked_now, &dedup, MIN(left, BUSY_PAUSE_NS)) == WAIT_DONE)
+            return;
+        if (memory_is_short() != was_short || count_spaces() != spaces)
+            return;
+    }
+}
+
 static void work_in_the_background(void)
 {
-    uint64_t begun = time_ns(), hashed = counts.hashed;
-    bool poor = last_sweep_was_poor();
-    enum dedup_step step = dedup_step();
-    uint64_t worked = time_ns() - begun;
-    counts.cpu_ns += worked;
-    pay(worked, counts.hashed - hashed);
+    uint64_t worked_ns, hashed = counts.hashed;
+    enum dedup_step step = timed_step(&worked_ns);
+    pay(worked_ns, counts.hashed - hashed);
     if (step == DEDUP_STEP_SETTLE)
         waitq_wait(&wanted, is_asked_now, &dedup, SETTLE_NS);
     else if (step == DEDUP_STEP_SWEPT)
-        waitq_wait(&wanted, is_asked_now, &dedup, poor && !memory_is_short() ? param(IDLE_SECONDS) * 1000000000 + NAP_NS : 1000000000);
+        pause_between_sweeps();
     thread_resched_point();
 }
 
@@ -395,18 +585,29 @@ static void show(struct dmm_policy *p, void (*kv)(const char *key, uint64_t valu
     (void)p;
     kv("sweeps", counts.sweeps, arg);
     kv("last_sweep_ms", counts.last_sweep_ns / 1000000, arg);
+    kv("last_sweep_hashed", counts.last_hashed, arg);
+    kv("last_sweep_found", counts.last_found, arg);
+    kv("pause_ms", counts.pause_ns / 1000000, arg);
+    kv("memory_is_short", memory_is_short(), arg);
     kv("cpu_ms", counts.cpu_ns / 1000000, arg);
     kv("regions", counts.regions, arg);
     kv("regions_left_alone", counts.skipped, arg);
+    kv("regions_waiting", counts.waiting, arg);
     kv("pages_hashed", counts.hashed, arg);
     kv("pages_unchanged", counts.unchanged, arg);
     kv("pages_dirty", counts.dirty, arg);
     kv("pages_unstable", counts.unstable, arg);
     kv("pages_same_filled", counts.same_filled, arg);
+    kv("pages_shared", counts.shared, arg);
+    kv("pages_zero", counts.zero, arg);
+    kv("pages_pinned", counts.pinned, arg);
     kv("large_broken", counts.large_broken, arg);
+    kv("large_in_use", counts.large_in_use, arg);
+    kv("sealed", counts.sealed, arg);
     for (unsigned n = 0; n < DMM_MERGE_RESULT_COUNT; n++)
         kv(dmm_merge_result_name((enum dmm_merge_result)n), counts.result[n], arg);
     kv("table_slots", table.sets * DEDUP_SET, arg);
+    kv("table_slots_wanted", table.wanted * DEDUP_SET, arg);
     kv("table_used", table.used, arg);
     kv("table_evictions", table.evictions, arg);
 }
@@ -434,24 +635,29 @@ static enum cmd_result cmd_dedup(struct cmd_ctx *c)
 {
     if (c->argc != 2 || strcmp(c->argv[1], "sweep") != 0)
         return CMD_USAGE;
-    uint64_t merged = counts.result[DMM_MERGE_DONE], zeroed = counts.result[DMM_MERGE_ZEROED], hashed = counts.hashed, mine = ++sweeps_asked;
+    const struct dedup_counts before = counts;
+    uint64_t mine = ++sweeps_asked, begun = time_ns();
     waitq_wake_all(&wanted);
     waitq_wait(&swept, is_served, &mine, WAIT_FOREVER);
     if (!table.slots)
         return cmd_error(c, "there is no memory for the scanner's table");
-    merged = counts.result[DMM_MERGE_DONE] - merged;
-    zeroed = counts.result[DMM_MERGE_ZEROED] - zeroed;
-    hashed = counts.hashed - hashed;
-    uint64_t ms = counts.last_sweep_ns / 1000000;
+    const struct { const char *key; uint64_t value; } found[] = {
+        { "ms", (time_ns() - begun) / 1000000 },
+        { "pages_hashed", counts.hashed - before.hashed },
+        { "merged", counts.result[DMM_MERGE_DONE] - before.result[DMM_MERGE_DONE] },
+        { "zeroed", counts.result[DMM_MERGE_ZEROED] - before.result[DMM_MERGE_ZEROED] },
+        { "sealed", counts.sealed - before.sealed },
+        { "large_broken", counts.large_broken - before.large_broken },
+        { "regions_left_alone", counts.skipped - before.skipped },
+    };
     if (!c->want_json) {
-        con_printf("swept in %lu ms: %lu pages looked at, %lu merged, %lu were zero\n", ms, hashed, merged, zeroed);
+        con_printf("swept in %lu ms: %lu pages looked at, %lu merged, %lu were zero, %lu sealed; %lu 2 MiB mappings broken, %lu regions left alone\n",
+                   found[0].value, found[1].value, found[2].value, found[3].value, found[4].value, found[5].value, found[6].value);
         return CMD_OK;
     }
     json_object_begin(c->json);
-    json_kv_u64(c->json, "ms", ms);
-    json_kv_u64(c->json, "pages_hashed", hashed);
-    json_kv_u64(c->json, "merged", merged);
-    json_kv_u64(c->json, "zeroed", zeroed);
+    for (unsigned n = 0; n < ARRAY_SIZE(found); n++)
+        json_kv_u64(c->json, found[n].key, found[n].value);
     json_object_end(c->json);
     return CMD_OK;
 }

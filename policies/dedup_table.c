@@ -25,6 +25,7 @@ bool dedup_table_init(struct dedup_table *t, uint64_t frames)
     *t = (struct dedup_table){ .sets = 1 };
     while (t->sets * DEDUP_SET < frames + frames / 2)
         t->sets *= 2;
+    t->wanted = t->sets;
     while (!(t->slots = kzalloc(t->sets * DEDUP_SET * sizeof(*t->slots))) && t->sets > 1)
         t->sets /= 2;
     return t->slots != NULL;
@@ -36,20 +37,25 @@ void dedup_table_fini(struct dedup_table *t)
     *t = (struct dedup_table){ 0 };
 }
 
-mfn_t dedup_table_find(struct dedup_table *t, uint64_t key, enum dmm_candidate *kind)
+mfn_t dedup_table_find(struct dedup_table *t, uint64_t key, mfn_t self, enum dmm_candidate *kind)
 {
     uint64_t *set = set_of(t, key);
     uint32_t tag = tag_of(key);
-    for (unsigned n = 0; n < DEDUP_SET; n++) {
-        if (!set[n] || slot_tag(set[n]) != tag)
+    mfn_t found = INVALID_MFN;
+    *kind = DMM_CANDIDATE_NONE;
+    for (unsigned n = 0; n < DEDUP_SET && *kind != DMM_CANDIDATE; n++) {
+        if (!set[n] || slot_tag(set[n]) != tag || mfn_eq(slot_mfn(set[n]), self))
             continue;
-        *kind = dmm_frame_is_candidate(slot_mfn(set[n]), tag);
-        if (*kind != DMM_CANDIDATE_NONE)
-            return slot_mfn(set[n]);
-        set[n] = 0;
-        t->used--;
+        enum dmm_candidate is = dmm_frame_is_candidate(slot_mfn(set[n]), tag);
+        if (is == DMM_CANDIDATE_NONE) {
+            set[n] = 0;
+            t->used--;
+        } else if (is == DMM_CANDIDATE || *kind == DMM_CANDIDATE_NONE) {
+            found = slot_mfn(set[n]);
+            *kind = is;
+        }
     }
-    return INVALID_MFN;
+    return found;
 }
 
 /* A free slot; failing that one that is stale; failing that anyone's. */
@@ -68,14 +74,14 @@ static uint64_t *place_in(struct dedup_table *t, uint64_t *set, uint64_t key)
 
 void dedup_table_enter(struct dedup_table *t, uint64_t key, mfn_t mfn, gfn_t gfn, mfn_t instead)
 {
-    uint64_t *set = set_of(t, key), *place = NULL, old = mfn_valid(instead) ? slot_of(instead, tag_of(key)) : 0;
-    for (unsigned n = 0; old && n < DEDUP_SET; n++)
-        if (set[n] == old)
+    uint64_t *set = set_of(t, key), *place = NULL, is = slot_of(mfn, tag_of(key)), old = mfn_valid(instead) ? slot_of(instead, tag_of(key)) : is;
+    for (unsigned n = 0; n < DEDUP_SET && !(place && *place == is); n++)
+        if (set[n] && (set[n] == is || set[n] == old))
             place = &set[n];
     if (!place) {
         place = place_in(t, set, key);
         t->used++;
     }
-    *place = slot_of(mfn, tag_of(key));
+    *place = is;
     dmm_frame_set_tag(mfn, gfn, tag_of(key));
 }

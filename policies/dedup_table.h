@@ -7,6 +7,7 @@
 struct dedup_table {
     uint64_t *slots;       /* mfn in bits 63..24, tag in 23..0; 0: free */
     uint64_t sets;         /* of DEDUP_SET slots; a power of two */
+    uint64_t wanted;       /* `sets` if memory had allowed */
     uint64_t used, evictions;
 };
 #define DEDUP_SET 16u
@@ -21,9 +22,10 @@ static inline void dedup_table_prefetch(const struct dedup_table *t, uint64_t ke
     __builtin_prefetch(set);
     __builtin_prefetch(set + DEDUP_SET / 2);
 }
-/* A frame that was entered with this key and has not changed as far as anybody knows; *kind says what it is. INVALID_MFN: none. */
-mfn_t dedup_table_find(struct dedup_table *t, uint64_t key, enum dmm_candidate *kind);
-/* Enters the page, in place of `instead` if that is there. */
+/* A frame other than `self` that was entered with this key and has not changed as far as anybody knows, rather one that is in no 2 MiB
+ * mapping; *kind says what it is. INVALID_MFN: none. */
+mfn_t dedup_table_find(struct dedup_table *t, uint64_t key, mfn_t self, enum dmm_candidate *kind);
+/* Enters the page if it is not there yet; in place of `instead` if that is. */
 void dedup_table_enter(struct dedup_table *t, uint64_t key, mfn_t mfn, gfn_t gfn, mfn_t instead);
 
 #endif

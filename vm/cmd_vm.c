@@ -38,7 +38,7 @@ static void describe(struct vm *vm, char *buf, size_t size)
         snprintf(buf, size, "stalled: it holds its maximum of %lu KiB", u.max * 4);
         break;
     case DMM_STALL_SET_ASIDE:
-        snprintf(buf, size, "stalled: its class is %s, and the %lu KiB that are free are set aside for minima and un-sharing of others",
+        snprintf(buf, size, "stalled: it is %s, and the %lu KiB free are set aside for others",
                  dmm_class_name(dmm_get_class(vm->space)), frame_free_pages() * 4);
         break;
     default:

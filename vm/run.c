@@ -229,9 +229,7 @@ static bool look_around(struct vcpu *v)
 static void deliver_nmi(struct vcpu *v)
 {
     const struct hvm_ops *h = hvm();
-    if (h->event_pending(v))
-        return;
-    if (h->nmi_blocked(v)) {
+    if (h->event_pending(v) || h->nmi_blocked(v)) { /* as soon as that is over */
         h->request_nmi_window(v, true);
         return;
     }

@@ -142,7 +142,7 @@ static void power_on(struct vm *vm)
         v->cr8_seen = 0;
         v->wait_for_sipi = n != 0;
         v->state = n ? VCPU_OFFLINE : VCPU_RUNNABLE;
-        v->flush_gen_seen = UINT64_MAX; /* no generation is that: the first entry takes everything anew */
+        v->flush_gen_seen = 0; /* no generation is that: the first entry takes everything anew, and nobody takes it for done before */
         memset(v->len_cache, 0, sizeof(v->len_cache));
         ops->vcpu_reset(v);
         fpu_vcpu_reset(v);

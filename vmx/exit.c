@@ -103,7 +103,7 @@ static void note_debug_causes(struct vmx_vcpu *s, uint64_t q)
         vmwrite(VMCS_GUEST_DR7, dr7 & ~BIT64(13)); /* GD */
 }
 
-static void decode_exception(struct vmx_vcpu *s, struct vm_exit *x, uint64_t q)
+static void decode_exception(struct vcpu *v, struct vmx_vcpu *s, struct vm_exit *x, uint64_t q)
 {
     uint32_t event = (uint32_t)vmread(VMCS_EXIT_INTERRUPTION);
     x->raw_info2 = event;
@@ -117,6 +117,8 @@ static void decode_exception(struct vmx_vcpu *s, struct vm_exit *x, uint64_t q)
     x->u.exc.cr2 = x->u.exc.vector == X86_PF ? q : 0;
     if (x->u.exc.vector == X86_DB)
         note_debug_causes(s, q);
+    if (VMX_EVENT_TYPE(event) == VMX_EVENT_PRIVILEGED_SOFT) /* INT1: RIP is still on it, and what it raises is a trap */
+        v->rip += vmread(VMCS_EXIT_INSTRUCTION_LENGTH);
 }
 
 static void decode_violation(struct vm_exit *x, uint64_t q)
@@ -158,7 +160,7 @@ void vmx_decode_exit(struct vcpu *v, struct vm_exit *x)
     if (kind & HAS_LENGTH)
         x->insn_len = (uint8_t)vmread(VMCS_EXIT_INSTRUCTION_LENGTH);
     switch (reason) {
-    case VMX_REASON_EXCEPTION_OR_NMI: decode_exception(s, x, q); break;
+    case VMX_REASON_EXCEPTION_OR_NMI: decode_exception(v, s, x, q); break;
     case VMX_REASON_NMI_WINDOW: vmx_request_nmi_window(v, false); break; /* rings once, as the other vendor's does */
     case VMX_REASON_CR_ACCESS: decode_cr(x, q); break;
     case VMX_REASON_MOV_DR: decode_dr(x, q); break;

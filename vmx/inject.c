@@ -94,7 +94,8 @@ void vmx_inject_entering(struct vcpu *v)
 {
     struct vmx_vcpu *s = vmx_of(v);
     vmx_arm_timer(s, v->rflags);
-    if (unlikely((v->rflags ^ s->rflags) & RFLAGS_TF) && (vmread(VMCS_INTERRUPTIBILITY) & SHADOW)) {
+    /* Inside a shadow BS must be what TF is (27.3.1.5). An exit leaves it so, but for one by #DB, which clears all pending ones. */
+    if (unlikely((v->rflags | s->rflags) & RFLAGS_TF) && (vmread(VMCS_INTERRUPTIBILITY) & SHADOW)) {
         uint64_t pending = vmread(VMCS_PENDING_DEBUG) & ~VMX_PENDING_DEBUG_BS;
         vmwrite(VMCS_PENDING_DEBUG, pending | (v->rflags & RFLAGS_TF ? VMX_PENDING_DEBUG_BS : 0));
     }

@@ -3,6 +3,10 @@
  * two runs agree to the last digit. `n=` samples each (default 1000); the cost of reading the clock twice is taken off.
  * first_touch_4k touches every third page, so that no neighbour is mapped along; whether these are 4 KiB mappings is up to the policy.
  * `only=sequential` and `only=large` (8 touches, 2 MiB apart) do just that, so that the counters of the VM are theirs.
+ *
+ * With `share` on the command line it fills pages in equal pairs, prints `bench: waiting` and waits for a key, until when somebody has had
+ * them shared; then it writes to one of each pair, which is copied, and to the other, which is alone then and is not. With `secure` it does nothing
+ * but fill equal pairs with a page that is like no other between them, wait, and read first the equal pages and then the others.
  */
 #include "tiny.h"
 
@@ -128,10 +132,60 @@ static void bench_ipi(uint64_t n)
     report("ipi_self", n);
 }
 
+/* The same work as a copy by the hypervisor, for comparison: the two pages are the guest's own. */
+static void copy_page(uint64_t to, uint64_t from)
+{
+    uint64_t words = 512;
+    asm volatile("rep movsq" : "+D"(to), "+S"(from), "+c"(words) :: "memory");
+}
+
+/* Two neighbours are equal, and every third page is like no other. */
+static uint64_t fill_pages(uint64_t pages)
+{
+    uint64_t base, end;
+    free_memory(&base, &end);
+    base = end - pages * 4096; /* what nobody has touched yet */
+    for (uint64_t k = 0; k < pages; k++)
+        for (uint64_t n = 0; n < 512; n++)
+            ((volatile uint64_t *)base)[k * 512 + n] = ((k % 3 == 1 ? k - 1 : k) * 512 + n + 1) * UINT64_C(0x9e3779b97f4a7c15);
+    return base;
+}
+
+/* Until a key comes. */
+static void wait_for_key(void)
+{
+    enum { COM1 = 0x3f8, LSR_DATA = 1 };
+    print("bench: waiting\n");
+    while (!(inb(COM1 + 5) & LSR_DATA))
+        asm volatile("pause");
+    inb(COM1);
+}
+
+static void bench_share(uint64_t n)
+{
+    uint64_t base = fill_pages(3 * n), at = base, other = base + 4096;
+    MEASURE("copy_page", n, copy_page(base, base + 4096));
+    wait_for_key();
+    MEASURE("cow_break", n, (touch(at), at += 3 * 4096));
+    MEASURE("cow_alone", n, (touch(other), other += 3 * 4096));
+}
+
+static uint64_t look(uint64_t gpa) { return *(volatile uint64_t *)gpa; }
+
+static void bench_secure(uint64_t n)
+{
+    uint64_t base = fill_pages(3 * n), at = base, alone = base + 2 * 4096;
+    wait_for_key();
+    MEASURE("read_equal", n, (look(at), at += 3 * 4096));
+    MEASURE("read_alone", n, (look(alone), alone += 3 * 4096));
+    at = base;
+    MEASURE("read_again", n, (look(at), at += 3 * 4096));
+}
+
 int tiny_main(void)
 {
     uint64_t n = arg_u64("n", 1000);
-    bool amd = on_amd();
+    bool amd = on_amd(), share = arg("share"), secure = arg("secure");
     n = n > MAX_SAMPLES ? MAX_SAMPLES : n < 10 ? 10 : n;
     /* Not on a bare machine; and the first one has its length looked up. */
     bool hypercalls = (amd ? TRY("vmmcall", ::: "rax", "r15", "memory") : TRY("vmcall", ::: "rax", "r15", "memory")) < 0;
@@ -153,6 +207,11 @@ int tiny_main(void)
         print("bench: done\n");
         return 0;
     }
+    if (secure) {
+        bench_secure(n);
+        print("bench: done\n");
+        return 0;
+    }
     MEASURE("cpuid", n, cpuid(0, 0));
     MEASURE("cpuid_features", n, cpuid(1, 0));
     if (hypercalls && amd)
@@ -164,6 +223,8 @@ int tiny_main(void)
     MEASURE("port_in_uart", n, inb(0x3fd));
     MEASURE("rdmsr_apic_base", n, rdmsr(0x1b));
     bench_touch(n);
+    if (share)
+        bench_share(n);
     bench_ipi(n);
     bench_halt(n < 200 ? n : 200); /* the last: an idle CPU clears frames ahead, and the first touches would be cheaper */
     print("bench: done\n");

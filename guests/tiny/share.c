@@ -224,10 +224,11 @@ static void write_rounds(uint64_t i)
             if ((page + round) % cpu_total == i)
                 work_on(page, round);
         cpus_barrier();
+        uint64_t so_far = sum;           /* nobody adds to it before the next round */
         meet_in_common(i, round);
         cpus_barrier();
         if (i == 0)
-            print("share: round %lu ok sum=%016lx\n", round, sum);
+            print("share: round %lu ok sum=%016lx\n", round, so_far);
     }
 }
 

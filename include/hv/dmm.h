@@ -198,7 +198,8 @@ unsigned dmm_scan_breaks(struct dmm_space *s, gfn_t region);
 /* How a region is used, without listing anything. False: nothing is mapped there. */
 struct dmm_survey { bool large; uint16_t private_pages, accessed, shared, without /* EMPTY or zero */, other; };
 bool dmm_survey_region(struct dmm_space *s, gfn_t region, struct dmm_survey *out);
-/* Forgets that pages were listed: all are fresh again. */
+/* Forgets that pages were listed: all are fresh again, of one region or of all. */
+void dmm_scan_forget_region(struct dmm_space *s, gfn_t region);
 void dmm_scan_forget(struct dmm_space *s);
 
 /* What a page holds at this moment, while it may still be changing. The key mixes in a secret of this boot. Two pages of one `content` with
@@ -206,8 +207,7 @@ void dmm_scan_forget(struct dmm_space *s);
 enum dmm_content { DMM_CONTENT_ZERO, DMM_CONTENT_SAME_FILLED /* one 64-bit word */, DMM_CONTENT_DATA };
 struct dmm_digest { enum dmm_content content; uint64_t key; };
 void dmm_digest_init(void); /* once, before the first */
-struct dmm_digest dmm_digest_page(mfn_t mfn);
-void dmm_digest_soon(mfn_t mfn); /* its turn comes next: the CPU begins to fetch it */
+struct dmm_digest dmm_digest_page(mfn_t mfn, mfn_t next); /* `next`: whose turn comes after it, fetched meanwhile; or INVALID_MFN */
 /* A 24-bit tag that a private frame, or a piece of one of 2 MiB, keeps until it gets another owner or page; 0: none. For those who remember
  * frames. */
 void dmm_frame_set_tag(mfn_t mfn, gfn_t gfn, uint32_t tag);

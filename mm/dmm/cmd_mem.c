@@ -174,12 +174,12 @@ static void bill_text(struct dmm_space *s, const struct dmm_bill *b)
                MILLI_TO_KIB(b->shared_milli), MILLI_TO_KIB(b->image_milli), MILLI_TO_KIB(b->inherited_milli), MILLI_TO_KIB(b->overhead_milli));
     con_printf("    %lu KiB of %lu are its own", PAGES_TO_KIB(u.resident), PAGES_TO_KIB(u.configured));
     if (u.shared)
-        con_printf("; %lu are on frames that it shares with up to %lu others", PAGES_TO_KIB(u.shared), b->sharers_max ? b->sharers_max - 1 : 0);
+        con_printf("; %lu shared with up to %lu other pages", PAGES_TO_KIB(u.shared), b->sharers_max ? b->sharers_max - 1 : 0);
     if (u.inherited)
         con_printf("; %lu are still as at the fork or snapshot", PAGES_TO_KIB(u.inherited));
-    con_printf("; %lu read as zero or were never touched, and cost nothing\n", PAGES_TO_KIB(u.zero + u.empty));
-    con_printf("    it shares %s%s and is %s: %lu KiB set aside for when it writes; %lu.%03lu shares a second break, %lu have\n",
-               group ? "within group " : "with nobody but itself", group ? group : "", dmm_class_name(dmm_get_class(s)),
+    con_printf("; %lu cost nothing: zero or never touched\n", PAGES_TO_KIB(u.zero + u.empty));
+    con_printf("    %s%s, %s: %lu KiB set aside for when it writes; %lu.%03lu shares a second break, %lu have\n",
+               group ? "in group " : "shares with itself only", group ? group : "", dmm_class_name(dmm_get_class(s)),
                PAGES_TO_KIB(b->covered_pages), b->break_rate_milli / 1000, b->break_rate_milli % 1000, b->breaks);
     if (u.charged >= u.max)
         con_printf("    it has its maximum of %lu KiB, and waits if it wants more\n", PAGES_TO_KIB(u.max));

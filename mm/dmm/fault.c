@@ -104,7 +104,7 @@ static inline __attribute__((always_inline)) struct outcome touch_page(struct dm
     }
     enum fill filled = fill_page(s, r, slot, gfn);
     if (unlikely(filled == FILL_NO_FRAME)) {
-        s->stalled_break = false;
+        s->stalled_for = POOL_WANT_TOUCH;
         return STALLED;
     }
     s->last_gfn = gfn;
@@ -147,10 +147,9 @@ static inline __attribute__((always_inline)) struct outcome first_touch(struct d
     return touch_page(s, r, gfn, access, NULL);
 }
 
-/* What stalls a page that has contents already, and what a first touch: they wait for different things. */
-static struct outcome stalled_break(struct dmm_space *s)
+static struct outcome stalled_for(struct dmm_space *s, enum pool_want want)
 {
-    s->stalled_break = true;
+    s->stalled_for = want;
     return STALLED;
 }
 
@@ -158,12 +157,12 @@ static struct outcome stalled_break(struct dmm_space *s)
 static struct outcome copy_on_write(struct dmm_space *s, p2m_entry_t *slot, gfn_t gfn, enum p2m_type type)
 {
     if (!pool_charge_break(s))
-        return stalled_break(s);
+        return stalled_for(s, POOL_WANT_COPY);
     unsigned flags = pool_break_flags(s) | (type == P2M_ZERO_RO ? FRAME_ZEROED : 0);
     mfn_t m = frame_alloc_noting(flags, FRAME_GUEST, s, gfn.v).mfn;
     if (!mfn_valid(m)) {
         pool_uncharge(s, 1);
-        return stalled_break(s);
+        return stalled_for(s, POOL_WANT_COPY);
     }
     mfn_t shared = s->format->mfn_of(p2m_read(slot));
     if (type == P2M_IMAGE_RO)
@@ -182,7 +181,7 @@ static struct outcome break_share(struct dmm_space *s, struct region *r, p2m_ent
 {
     switch (share_break(s, r, slot, gfn, type, access, old)) {
     case SHARE_BREAK_IN_PLACE: return DONE(DMM_CAUSE_UNPROTECT);
-    case SHARE_BREAK_NO_FRAME: return stalled_break(s);
+    case SHARE_BREAK_NO_FRAME: return stalled_for(s, POOL_WANT_BREAK);
     default: return (struct outcome){ DMM_FAULT_RETRY, type == P2M_SEALED ? DMM_CAUSE_COW_SEALED : DMM_CAUSE_COW_SHARED, true };
     }
 }
@@ -202,7 +201,7 @@ static bool may_be_zero_store(struct dmm_space *s, struct region *r, gfn_t gfn, 
 /* The region is taken over first, then it is as any other. */
 static struct outcome inherit(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access, mfn_t *old)
 {
-    s->stalled_break = false;
+    s->stalled_for = POOL_WANT_TOUCH;
     if (!image_take_region(s, r, gfn.v / LARGE_PAGES))
         return STALLED;
     struct outcome o = resolve(s, r, gfn, access, old);

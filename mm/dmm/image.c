@@ -325,7 +325,7 @@ static void move_to_image(struct dmm_space *s, struct dmm_space *image, mfn_t ro
 {
     uint16_t image_id = image->id;
     uint64_t state_frames = s->frames[FRAME_VM_STATE];
-    *image = *s;
+    memcpy(image, s, IMAGE_BYTES);
     image->id = image_id;
     image->state_id = 0;
     spin_init(&image->build_lock, LOCK_RANK_SPACE, "space");
@@ -339,7 +339,7 @@ static void move_to_image(struct dmm_space *s, struct dmm_space *image, mfn_t ro
     image->ops = NULL;
     image->owner = NULL;
     image->frames[FRAME_VM_STATE] = 0;
-    image->heap_bytes = sizeof(*image);
+    image->heap_bytes = IMAGE_BYTES;
     image->frozen_owed = s->entries[P2M_RW] + s->entries[P2M_SHARED_RO] + s->entries[P2M_SEALED] + s->entries[P2M_ZERO_RO] +
                          s->entries[P2M_IMAGE_RO] + s->inherited_owed;
     memset(s->frames, 0, sizeof(s->frames));
@@ -355,7 +355,7 @@ static void move_to_image(struct dmm_space *s, struct dmm_space *image, mfn_t ro
 
 static enum dmm_freeze_result freeze(struct dmm_space *s, struct dmm_space **out)
 {
-    struct dmm_space *image = kzalloc(sizeof(*image));
+    struct dmm_space *image = kzalloc(IMAGE_BYTES);
     struct region **chunks = kzalloc((s->region_count + CHUNK_REGIONS - 1) / CHUNK_REGIONS * sizeof(*chunks));
     mfn_t root = image && chunks ? frame_alloc(0, FRAME_ZEROED, FRAME_P2M, s) : INVALID_MFN;
     uint64_t alone = s->entries[P2M_RW];

@@ -54,14 +54,21 @@ bool pool_charge_slow(struct dmm_space *s, uint64_t before, uint64_t pages)
     return false;
 }
 
-bool pool_has_room(struct dmm_space *s)
+/* Whether it would be charged for another page, or let have the frame for one that is charged: the conditions of whoever stalled. */
+static bool may_have(const struct dmm_space *s, enum pool_want want)
 {
     uint64_t charged = load(&s->charged), aside = load(&pool_set_aside);
-    if (!frame_can_take())
-        return false;
-    if (s->stalled_break)
+    if (want == POOL_WANT_BREAK)
         return pool_may_break(s);
-    return charged < s->max_pages && (charged < s->min_pages || !aside || frame_available_hint() > aside);
+    if (charged >= s->max_pages)
+        return false;
+    return charged < s->min_pages || !aside || frame_available_hint() > aside ||
+           (want == POOL_WANT_COPY && s->class != DMM_CLASS_BEST_EFFORT && pool_may_break(s));
+}
+
+bool pool_has_room(struct dmm_space *s)
+{
+    return frame_can_take() && may_have(s, s->stalled_for);
 }
 
 bool pool_admit(struct dmm_space *s)
@@ -76,11 +83,12 @@ bool pool_admit(struct dmm_space *s)
 
 enum dmm_stall dmm_stall_reason(const struct dmm_space *s)
 {
-    if (!s->stalled_break && load(&s->charged) >= s->max_pages)
+    enum pool_want want = s->stalled_for;
+    if (want != POOL_WANT_BREAK && load(&s->charged) >= s->max_pages)
         return DMM_STALL_MAXIMUM;
     if (!frame_available_hint())
         return DMM_STALL_NO_FRAME;
-    return load(&pool_set_aside) >= frame_available_hint() ? DMM_STALL_SET_ASIDE : DMM_STALL_NONE;
+    return may_have(s, want) ? DMM_STALL_NONE : DMM_STALL_SET_ASIDE;
 }
 
 /* ---- un-sharing ------------------------------------------------------------------------------------------------- */

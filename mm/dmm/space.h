@@ -36,6 +36,13 @@ struct region {
 _Static_assert(sizeof(struct region) == 64, "a cache line each");
 
 #define CHUNK_REGIONS (PAGE_SIZE / sizeof(struct region))
+/* What a vCPU that finds no frame wanted it for; each has its own rule (pool.c). */
+enum pool_want {
+    POOL_WANT_TOUCH, /* a page that holds nothing yet */
+    POOL_WANT_COPY,  /* a page that reads as something, and has no charge: ZERO_RO, IMAGE_RO */
+    POOL_WANT_BREAK, /* a shared page, which is charged already */
+};
+
 #define DMM_RAM_RANGES 8u
 struct ram_range { uint64_t first, end; };
 
@@ -83,17 +90,19 @@ struct dmm_space {
     unsigned depth;           /* images below */
     uint64_t frozen_owed;     /* image: what an heir owes from the start */
     uint64_t inherited_charge, inherited_owed; /* atomic: pages of untouched regions that have a frame in the image; that read as something */
-    volatile bool stalled_break; /* what it waits for is a frame for a page that it owes: a hint */
+    volatile enum pool_want stalled_for; /* a hint: vCPUs may wait for different things */
 
     /* the pattern of first touches; races between vCPUs only blur a hint */
     uint64_t last_gfn, streak;
     int64_t stride;
 
-    struct dmm_hist hist[DMM_CAUSE_COUNT];
     struct waitq moving;      /* dmm_wait() */
     unsigned users;           /* under pools_lock: policies at work on it */
     bool closed;              /* under pools_lock: none may begin */
+
+    struct dmm_hist hist[DMM_CAUSE_COUNT]; /* last: images have none */
 };
+#define IMAGE_BYTES offsetof(struct dmm_space, hist)
 
 /* The place for it, RAM or not; NULL: no chunk. */
 static inline struct region *region_place(const struct dmm_space *s, gfn_t gfn)

@@ -33,6 +33,7 @@ static void check_vm(const struct config_vm *vm)
     need(vm->max_bytes <= vm->memory_bytes && vm->vcpus >= 1 && vm->vcpus <= CONFIG_MAX_VCPUS && vm->weight >= 1);
     need(vm->count >= 1 && vm->count <= CONFIG_MAX_COUNT && vm->module_count <= CONFIG_MAX_MODULES);
     need(config_instance_name(vm, vm->count - 1, name, sizeof(name)) && config_name_valid(name));
+    need(vm->class <= 2 && (!vm->group[0] || config_name_valid(vm->group)));
     need(strnlen(vm->cmdline, sizeof(vm->cmdline)) < sizeof(vm->cmdline));
 }
 
@@ -45,6 +46,9 @@ static void as_file(const char *text, size_t size)
         return;
     }
     need(c.vm_count <= CONFIG_MAX_VMS && c.log_level <= 3 && c.console_baud && 115200 % c.console_baud == 0);
+    need(c.secure_group_count <= CONFIG_MAX_SECURE_GROUPS);
+    for (uint32_t n = 0; n < c.secure_group_count; n++)
+        need(config_name_valid(c.secure_groups[n]));
     for (uint32_t n = 0; n < c.vm_count; n++) {
         check_vm(&c.vms[n]);
         need(c.vms[n].line && c.vms[n].max_bytes);

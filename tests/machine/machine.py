@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -75,12 +76,12 @@ class Machine:
 
     # ---- life --------------------------------------------------------------------------------------------------------
 
-    def start(self):
+    def start(self, inherit=()):
         command = self.emulator_command()
         self.log.write("# " + " ".join(command) + "\n")
         self.errors = open(self.log.name + ".stderr", "w+", encoding="utf-8", errors="replace")
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
-                                        start_new_session=True)
+                                        start_new_session=True, pass_fds=inherit)
         running.add(self)
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -126,6 +127,10 @@ class Machine:
         shown = re.sub(r"[^\x20-\x7e\t]", lambda m: f"\\x{ord(m.group()):02x}", line.rstrip(b"\r").decode("latin-1"))
         self.log.write(f"{time.monotonic() - self.started:9.3f} {shown}\n")
         self.log.flush()
+
+    def note(self, text):
+        """A line of ours among the machine's in the log."""
+        self.log.write(f"{time.monotonic() - self.started:9.3f} # {text}\n")
 
     # ---- text --------------------------------------------------------------------------------------------------------
 
@@ -291,6 +296,10 @@ class Machine:
         with self.wake:
             self.wake.wait_for(lambda: self.panicked or self.ended is not None, seconds)
 
+    def dump(self, path):
+        """The machine's memory, byte for byte, in a file."""
+        raise Failure("this back end has no way to get at the machine's memory")
+
     def audit(self):
         result = self.json("mem audit", 60)
         if result.get("ok") is not True:
@@ -298,12 +307,53 @@ class Machine:
 
 
 class QemuMachine(Machine):
+    """Beside its serial line it has a socket to QEMU's monitor (QMP), whose other end QEMU inherits."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.monitor, self.monitor_inside = socket.socketpair()
+
+    def start(self, inherit=()):
+        super().start((*inherit, self.monitor_inside.fileno()))
+        self.monitor_inside.close()
+        self.monitor_lines = self.monitor.makefile("rw", encoding="utf-8")
+        self.monitor_lines.write('{"execute": "qmp_capabilities", "id": "hello"}\n')
+
+    def kill(self):
+        super().kill()
+        self.monitor.close()
+
     def emulator_command(self):
         command = ["tools/run-qemu", "--image", self.image, "--memory", self.memory, "--serial", "stdio", "--accel", "tcg",
                    "--no-reboot", "--cpus", str(self.cpus), *self.extra]
         if self.cpu:
             command += ["--cpu", self.cpu]
-        return command
+        return command + ["--", "-chardev", f"socket,id=monitor,fd={self.monitor_inside.fileno()}", "-mon", "chardev=monitor,mode=control"]
+
+    def ask_qemu(self, command, timeout=60, **arguments):
+        """A command of QEMU's monitor; its answer."""
+        limit = timeout * self.slow
+        self.monitor.settimeout(min(limit, max(1, self.deadline - time.monotonic())) if self.deadline else limit)
+        try:
+            self.monitor_lines.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+            self.monitor_lines.flush()
+            while line := self.monitor_lines.readline():
+                answer = json.loads(line) # a greeting, and events, come in between
+                if answer.get("id") == "hello":
+                    continue
+                if "error" in answer:
+                    raise Failure(f"QEMU's {command}: {answer['error']['desc']}")
+                if "return" in answer:
+                    return answer["return"]
+        except OSError as error:
+            raise Failure(f"QEMU's {command}: {error}") from None
+        raise Failure(f"QEMU's monitor has closed the line at {command}")
+
+    def dump(self, path):
+        size = int(self.memory[:-1]) << {"M": 20, "G": 30}[self.memory[-1]]
+        if size > 2 << 30:
+            raise Failure("memory above 2 GiB does not begin where that below it ends")
+        self.ask_qemu("pmemsave", 120, val=0, size=size, filename=os.path.abspath(path))
 
 
 class QemuIsoMachine(QemuMachine):

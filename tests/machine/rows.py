@@ -55,6 +55,7 @@ class Bench:
         self.deadline = time.monotonic() + this.timeout * self.slow
         self.log_path = os.path.join(self.out, this.name + ".log")
         self.machine = None
+        self.panicked = None # the first panic of any of its machines
         os.makedirs(self.out, exist_ok=True)
         open(self.log_path, "w", encoding="utf-8").close()
 
@@ -90,8 +91,15 @@ class Bench:
         m.prompt(60)
         return m
 
+    def check_panics(self):
+        """A panic that nobody waited behind fails the row as well."""
+        if self.machine and self.machine.panicked and not self.panicked:
+            self.panicked = self.machine.panicked
+        require(not self.panicked, self.panicked)
+
     def power_off(self):
         if self.machine:
+            self.panicked = self.panicked or self.machine.panicked
             self.machine.kill()
             self.machine = None
             os.remove(self.image)

@@ -310,3 +310,45 @@ def fork_stalled(bench):
     m.json("vm restore a s")
     m.json("vm destroy a")
     require(m.frames()[1] == 0, "guest frames are left")
+
+
+def writes_on(m, name, times=1):
+    """Another so many rounds of a guest of guests/tiny/share."""
+    m.attach(name)
+    for _ in range(times):
+        match = m.expect(r"share: (?:round (\d+) ok|ERROR.*\n)|tiny:.*\n", 150)
+        require(match.group(1), f"{name}: {match.group(0)}")
+    m.detach()
+
+
+@row("fork-writers", timeout=400, cpus=2, quick=("vmx",))
+def fork_writers(bench):
+    """Forks of guests that write at random on all vCPUs, while pages are merged between parents and children, moved, protected and broken."""
+    m = bench.boot(*on_disk("share.elf"))
+    m.command("policy off dedup") # ends its pause
+    for key, value in (("cpu_percent", 80), ("pages_per_second", 100000000), ("idle_seconds", 0), ("break_large_percent", 0),
+                       ("breaks_max", 255)):
+        m.command(f"policy set dedup {key} {value}")
+    m.command("policy on dedup")
+    m.command("policy set churn rate 2000")
+    m.command("policy on churn")
+    pages = 1500 if bench.kind.slow == 1 else 300
+    for n, name in enumerate(("a", "b")):
+        create(m, name, "share.elf", f"mode=writers seed={n} pages={pages}", "32M", "vcpus=2 group=web")
+    rounds_of_forks = 3 if bench.kind.slow == 1 else 1
+    for n in range(rounds_of_forks):
+        for name in ("a", "b"):
+            writes_on(m, name)
+            children = fork(m, name, f"name={name}{n}-")
+            writes_on(m, name)
+            for child in children:
+                writes_on(m, child)
+        m.audit()
+        if n:
+            m.json(f"vm destroy a{n - 1}-0")
+            m.json("vm destroy b0-0" if n == 1 else "vm destroy b1-0")
+    m.command("policy off churn")
+    m.until("policy show dedup", lambda a: a["counters"]["merged"] > pages and a["counters"]["zeroed"] > pages // 8, 90, "pages merged")
+    for v in m.json("vm list")["vms"]:
+        writes_on(m, v["name"])
+        all_run(m, v["name"])

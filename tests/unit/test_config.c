@@ -33,6 +33,7 @@ static const char full[] =
     "  log = debug  \n"
     "\tconsole=ttyS0,9600\n"
     "file = spare\n"
+    "secure-groups = tenants  x.y\n"
     "[vm alpha]\n"
     "memory = 512M\n"
     "min = 64M\n"
@@ -41,6 +42,8 @@ static const char full[] =
     "weight = 10000\n"
     "autostart = no\n"
     "debug-exit = on\n"
+    "group = x.y\n"
+    "class = strict\n"
     "kernel = /guests\\a.elf\n"
     "initrd = root.img\n"
     "cmdline = a=b  c = \"d\" # kept\n"
@@ -58,7 +61,10 @@ static void test_full(void **state)
     assert_int_equal(c.vm_count, 2);
     const struct config_vm *a = &c.vms[0], *b = &c.vms[1];
     assert_string_equal(a->name, "alpha");
-    assert_int_equal(a->line, 8);
+    assert_int_equal(c.secure_group_count, 2);
+    assert_string_equal(c.secure_groups[0], "tenants");
+    assert_string_equal(c.secure_groups[1], "x.y");
+    assert_int_equal(a->line, 9);
     assert_int_equal(a->memory_bytes, MIB(512));
     assert_int_equal(a->min_bytes, MIB(64));
     assert_int_equal(a->max_bytes, MIB(256));
@@ -67,6 +73,8 @@ static void test_full(void **state)
     assert_int_equal(a->count, 1);
     assert_false(a->autostart);
     assert_true(a->debug_exit);
+    assert_string_equal(a->group, "x.y");
+    assert_int_equal(a->class, 2);
     assert_string_equal(a->kernel, "guests/a.elf");
     assert_string_equal(a->initrd, "root.img");
     assert_string_equal(a->cmdline, "a=b  c = \"d\" # kept");
@@ -242,6 +250,12 @@ static void test_console_keys(void **state)
     assert_true(config_vm_check(&vm, &err));
     assert_true(config_set_vm_key(&vm, "memory", "64M", &err));
     assert_true(config_set_vm_key(&vm, "max", "32M", &err) && vm.max_bytes == MIB(32));
+    static const char *const classes[] = {"best-effort", "insured", "strict"};
+    for (unsigned n = 0; n < ARRAY_SIZE(classes); n++)
+        assert_true(config_set_vm_key(&vm, "class", classes[n], &err) && vm.class == n);
+    assert_true(config_set_vm_key(&vm, "group", TEN TEN TEN "x", &err));
+    assert_false(config_set_vm_key(&vm, "group", TEN TEN TEN "xy", &err)); /* and what was given before stays */
+    assert_string_equal(vm.group, TEN TEN TEN "x");
     assert_true(config_vm_check(&vm, &err));
     assert_false(config_set_vm_key(&vm, "name", "y", &err));
     assert_false(config_set_vm_key(&vm, "", "y", &err));
@@ -288,6 +302,9 @@ static bool named(const char *file, void *arg)
 /* What the rest of the hypervisor relies on without looking again. */
 static void check_rules(void)
 {
+    assert_true(c.secure_group_count <= CONFIG_MAX_SECURE_GROUPS);
+    for (uint32_t n = 0; n < c.secure_group_count; n++)
+        assert_true(config_name_valid(c.secure_groups[n]));
     assert_true(c.vm_count <= CONFIG_MAX_VMS && c.log_level <= 3 && c.console_baud && 115200 % c.console_baud == 0);
     for (uint32_t n = 0; n < c.vm_count; n++) {
         const struct config_vm *vm = &c.vms[n];
@@ -297,6 +314,7 @@ static void check_rules(void)
         assert_true(vm->min_bytes <= vm->max_bytes && vm->max_bytes && vm->max_bytes <= vm->memory_bytes);
         assert_true((vm->min_bytes | vm->max_bytes) % PAGE_SIZE == 0);
         assert_true(vm->vcpus >= 1 && vm->vcpus <= CONFIG_MAX_VCPUS && vm->weight >= 1 && vm->count >= 1 && vm->count <= CONFIG_MAX_COUNT);
+        assert_true(vm->class <= 2 && (!vm->group[0] || config_name_valid(vm->group)));
         assert_true(vm->module_count <= CONFIG_MAX_MODULES && vm->line);
         assert_true(strnlen(vm->cmdline, sizeof(vm->cmdline)) < sizeof(vm->cmdline));
     }

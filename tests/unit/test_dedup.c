@@ -26,11 +26,35 @@
 #include "tests/unit/fake/dmm_host.h"
 #include "x86/cpu.h"
 
-/* What the policies need of core and x86, none of which a test has. */
-static uint64_t now_ns;
-uint64_t time_ns(void) { return now_ns += 1000; }
-void thread_sleep_ns(uint64_t ns) { now_ns += ns; }
-uint64_t cpu_random(void) { return UINT64_C(0x123456789abcdef1); }
+/* What the policies need of core and x86, none of which a test has. Time is simulated: it passes when it is asked for, as if work had been done,
+ * and while somebody waits; then the test gets its turn every millisecond, and ends the thread, which itself never does. */
+static uint64_t now_ns, work_ns_max = 1000, waited_ns, random_seed = UINT64_C(0x123456789abcdef1);
+static void (*meanwhile)(void);
+static jmp_buf thread_end;
+static uint64_t thread_end_ns;
+
+static void wait_a_little(uint64_t ns)
+{
+    now_ns += ns;
+    waited_ns += ns;
+    if (meanwhile)
+        meanwhile();
+    if (thread_end_ns && now_ns >= thread_end_ns)
+        longjmp(thread_end, 1);
+}
+
+uint64_t time_ns(void) { return now_ns += 1 + host_random(work_ns_max); }
+void thread_sleep_ns(uint64_t ns) { wait_a_little(ns); }
+enum wait_result waitq_wait(struct waitq *q, bool (*cond)(void *), void *arg, uint64_t timeout_ns)
+{
+    for (uint64_t left = timeout_ns; !cond(arg); left -= MIN(left, UINT64_C(1000000))) {
+        if (!left)
+            return WAIT_TIMEOUT;
+        wait_a_little(MIN(left, UINT64_C(1000000)));
+    }
+    return WAIT_DONE;
+}
+uint64_t cpu_random(void) { return random_seed; }
 void con_printf(const char *fmt, ...) { }
 enum cmd_result cmd_error(struct cmd_ctx *c, const char *fmt, ...) { return CMD_FAILED; }
 void json_object_begin(struct json_writer *w) { }
@@ -165,9 +189,8 @@ static void test_one_sweep_finds_all(void **state)
             create(k, k % 2 ? 1 : 0, large);
         fill_all();
         uint64_t before = frames_used();
-        sweep();
-        expect_found(before, large ? 900 : 980); /* two that are both in 2 MiB mappings at their first sight are found by the next sweep */
-        sweep();
+        dedup_sweep();
+        check_all();
         expect_found(before, 980);
         uint64_t used = frames_used();
         sweep();
@@ -209,6 +232,143 @@ static void test_unchanged_costs_nothing(void **state)
         put(&vms[0], g * 7, 6000000 + g);
     sweep();
     assert_int_equal(counter("pages_hashed"), hashed + 40);
+    destroy_all();
+}
+
+/* ---- 2 MiB mappings ------------------------------------------------------------------------------------------------------------ */
+
+static uint64_t large_pages(unsigned k)
+{
+    struct dmm_usage u;
+    dmm_space_usage(vms[k].s, &u);
+    return u.resident_large;
+}
+
+/* Region 0 of each VM holds `equal` pages that the other's region 0 holds too; the rest is like no other. */
+static void two_with_equal_pages(bool large0, bool large1, unsigned equal)
+{
+    create(0, 1, large0);
+    for (uint64_t g = 0; g < 512; g++)
+        put(&vms[0], g, 10000 + g);
+    create(1, 1, large1);
+    for (uint64_t g = 0; g < 512; g++)
+        put(&vms[1], g, g < equal ? 10000 + g : 20000 + g);
+    assert_int_equal(large_pages(0), large0 ? 512 : 0);
+    assert_int_equal(large_pages(1), large1 ? 512 : 0);
+}
+
+static void short_of_memory(bool is) { dmm_policy_set(dmm_policy_find("dedup"), "short_percent", is ? 100 : 0); }
+
+/* A mapping in use is left alone, and looked at again when it is not. */
+static void test_large_in_use(void **state)
+{
+    create(0, 0, true);
+    for (uint64_t g = 0; g < 512; g++)
+        put(&vms[0], g, 100 + g % 5);
+    assert_int_equal(large_pages(0), 512);
+    for (unsigned round = 0; round < 3; round++) {
+        assert_int_equal(dedup_step(), DEDUP_STEP_SETTLE);
+        *region_of(vms[0].s, gfn_of(0))->l2e |= p2m_format_fake.accessed_mask(); /* the guest reads */
+        sweep();
+        assert_int_equal(large_pages(0), 512);
+    }
+    sweep();
+    assert_int_equal(large_pages(0), 0);
+    assert_int_equal(frames_used(), 5);
+    destroy_all();
+}
+
+/* Small pages equal to pieces of a mapping break it if they are many; if they are few, when memory is short. */
+static void test_large_as_partner(void **state)
+{
+    short_of_memory(false);
+    two_with_equal_pages(true, false, 200);
+    sweep();
+    assert_int_equal(large_pages(0), 0);
+    assert_int_equal(frames_used(), 1024 - 200);
+    destroy_all();
+
+    two_with_equal_pages(true, false, 50);
+    for (unsigned round = 0; round < 3; round++) {
+        sweep();
+        assert_int_equal(large_pages(0), 512);
+    }
+    uint64_t hashed = counter("pages_hashed");
+    sweep();
+    assert_int_equal(counter("pages_hashed"), hashed);
+    short_of_memory(true);
+    sweep();
+    assert_int_equal(large_pages(0), 0);
+    assert_int_equal(frames_used(), 1024 - 50);
+    sweep(); /* its pieces, which are small now */
+    hashed = counter("pages_hashed");
+    for (unsigned round = 0; round < 3; round++)
+        sweep();
+    assert_int_equal(counter("pages_hashed"), hashed); /* but not every time */
+    destroy_all();
+
+    two_with_equal_pages(true, false, 3); /* not worth the page of entries, even now */
+    sweep();
+    hashed = counter("pages_hashed");
+    for (unsigned round = 0; round < 3; round++)
+        sweep();
+    assert_int_equal(large_pages(0), 512);
+    assert_int_equal(counter("pages_hashed"), hashed);
+    short_of_memory(false);
+    destroy_all();
+}
+
+/* A mapping that was not worth breaking is broken later in the sweep, for another's sake: what it has to share itself is found too. */
+static void test_large_behind_the_sweep(void **state)
+{
+    short_of_memory(false);
+    for (unsigned k = 0; k < 2; k++) {
+        create(k, 1, true);
+        for (uint64_t g = 0; g < 512; g++)
+            put(&vms[k], g, g >= 100 ? 10000 + g : k ? 20000 + g : 0);
+        assert_int_equal(large_pages(k), 512);
+    }
+    dedup_sweep();
+    check_all();
+    assert_int_equal(large_pages(0) + large_pages(1), 0);
+    assert_int_equal(frames_used(), 512);
+    destroy_all();
+}
+
+/* Equal small pages share among each other though one in a 2 MiB mapping is equal as well. */
+static void test_large_is_not_the_only_partner(void **state)
+{
+    short_of_memory(false);
+    two_with_equal_pages(true, false, 50);
+    create(2, 1, false);
+    for (uint64_t g = 0; g < 50; g++)
+        put(&vms[2], g, 10000 + g);
+    sweep();
+    assert_int_equal(large_pages(0), 512);
+    assert_int_equal(frames_used(), 1024);
+    short_of_memory(true);
+    sweep();
+    assert_int_equal(frames_used(), 1024 - 50);
+    short_of_memory(false);
+    destroy_all();
+}
+
+/* A mapping that is broken for its own sake does not break others for a page each. */
+static void test_large_breaks_no_others(void **state)
+{
+    short_of_memory(false);
+    create(0, 1, true);
+    for (uint64_t g = 0; g < 2560; g++)
+        put(&vms[0], g, 10000 + g);
+    create(1, 1, true);
+    for (uint64_t g = 0; g < 512; g++)
+        put(&vms[1], g, g < 300 ? 0 : g < 305 ? 10000 + (g - 300) * 512 : 30000 + g);
+    assert_int_equal(large_pages(0), 2560);
+    assert_int_equal(large_pages(1), 512);
+    sweep();
+    assert_int_equal(large_pages(0), 2560);
+    assert_int_equal(large_pages(1), 0);
+    assert_int_equal(frames_used(), 2560 + 212);
     destroy_all();
 }
 
@@ -271,6 +431,53 @@ static void test_secure_group(void **state)
     assert_int_equal(trapped, 2 * PAGES);
     check_all();
     dmm_group_set_secure(2, false);
+    destroy_all();
+}
+
+/* Nor does a mapping's size tell anything. */
+static void test_secure_group_with_large(void **state)
+{
+    dmm_group_set_secure(1, true);
+    two_with_equal_pages(true, true, 3);
+    sweep();
+    for (unsigned k = 0; k < 2; k++)
+        for (uint64_t g = 0; g < 512; g++)
+            assert_false(dmm_is_mapped(vms[k].s, gfn_of(g), DMM_READ));
+    assert_int_equal(frames_used(), 1024 - 3);
+    assert_true(counter("sealed") > 0);
+    dmm_group_set_secure(1, false);
+    destroy_all();
+}
+
+static uint64_t greedy_pages(const struct dmm_space *s)
+{
+    struct dmm_usage u;
+    dmm_space_usage(s, &u);
+    return u.resident;
+}
+
+/* What failed for want of frames is tried again. */
+static void test_uncovered_is_tried_again(void **state)
+{
+    create(0, 0, false);
+    dmm_set_class(vms[0].s, DMM_CLASS_STRICT);
+    for (uint64_t g = 0; g < 512; g++)
+        put(&vms[0], g, 100 + g % 5);
+    struct dmm_space_config cfg = { .name = "greedy", .vm_id = 9, .pages = 1 << 16, .format = &p2m_format_fake };
+    struct dmm_space *greedy;
+    assert_int_equal(dmm_space_create(&cfg, &greedy), DMM_CREATE_OK);
+    assert_true(dmm_space_add_ram(greedy, gfn_of(0), 1 << 16));
+    for (uint64_t g = 0; dmm_fault(greedy, gfn_of(g), DMM_WRITE) == DMM_FAULT_RETRY; g++)
+        continue;
+    uint64_t failed = counter("uncovered");
+    sweep();
+    assert_true(counter("uncovered") > failed);
+    assert_true(frames_used() > 5 + greedy_pages(greedy));
+    dmm_space_destroy(greedy);
+    sweep(); /* left alone for two */
+    sweep();
+    sweep();
+    assert_int_equal(frames_used(), 5);
     destroy_all();
 }
 
@@ -355,7 +562,7 @@ static void test_table(void **state)
             enum dmm_candidate kind;
             uint64_t key = (g + 1) * UINT64_C(0x9e3779b97f4a7c15);
             mfn_t m = share_mfn_of(vms[0].s, p2m_read(&region_of(vms[0].s, gfn_of(g))->l1[g % 512]), P2M_RW);
-            mfn_t got = dedup_table_find(&t, key, &kind);
+            mfn_t got = dedup_table_find(&t, key, INVALID_MFN, &kind);
             if (mfn_valid(got)) {
                 assert_int_equal(got.v, m.v);
                 found++;
@@ -367,10 +574,177 @@ static void test_table(void **state)
     destroy_all(); /* all are stale now */
     for (uint64_t g = 0; g < PAGES; g++) {
         enum dmm_candidate kind;
-        assert_false(mfn_valid(dedup_table_find(&t, (g + 1) * UINT64_C(0x9e3779b97f4a7c15), &kind)));
+        assert_false(mfn_valid(dedup_table_find(&t, (g + 1) * UINT64_C(0x9e3779b97f4a7c15), INVALID_MFN, &kind)));
     }
     assert_true(t.used < 16);
     dedup_table_fini(&t);
+}
+
+/* ---- the thread ---------------------------------------------------------------------------------------------------------------- */
+
+static void run_thread(uint64_t ns, void (*what)(void))
+{
+    meanwhile = what;
+    waited_ns = 0;
+    thread_end_ns = now_ns + ns;
+    if (!setjmp(thread_end))
+        dedup_thread(NULL);
+    thread_end_ns = 0;
+    meanwhile = NULL;
+}
+
+static void write_somewhere(void)
+{
+    static uint64_t content = 7000000;
+    for (unsigned n = 0; n < 20; n++)
+        put(&vms[0], host_random(PAGES), ++content);
+}
+
+/* Whatever there is to do, it takes no more than its share of a CPU, nor hashes more than it may. */
+static void test_budget(void **state)
+{
+    struct dmm_policy *p = dmm_policy_find("dedup");
+    create(0, 0, false);
+    for (uint64_t g = 0; g < PAGES; g++)
+        put(&vms[0], g, 5000000 + g);
+    dmm_policy_set(p, "idle_seconds", 0);
+    work_ns_max = 60000000; /* a step is long */
+    for (unsigned percent = 5; percent <= 50; percent += 45) {
+        dmm_policy_set(p, "cpu_percent", percent);
+        dmm_policy_set(p, "pages_per_second", 100000000);
+        uint64_t cpu = counter("cpu_ms"), seconds = 200;
+        run_thread(seconds * 1000000000, write_somewhere);
+        cpu = counter("cpu_ms") - cpu;
+        assert_true(cpu <= seconds * 10 * percent + 60);
+        assert_true(cpu >= seconds * 10 * percent / 3); /* and does use it: there is always something to look at */
+    }
+    work_ns_max = 1000;
+    dmm_policy_set(p, "cpu_percent", 100);
+    dmm_policy_set(p, "pages_per_second", 500);
+    uint64_t hashed = counter("pages_hashed");
+    run_thread(UINT64_C(20000000000), write_somewhere);
+    hashed = counter("pages_hashed") - hashed;
+    if (hashed > 20 * 500 + 512 || hashed < 20 * 500 / 3)
+        fail_msg("%lu pages hashed in 20 s", hashed);
+    dmm_policy_set(p, "idle_seconds", 10);
+    dmm_policy_set(p, "cpu_percent", 5);
+    dmm_policy_set(p, "pages_per_second", 200000);
+    check_all();
+    destroy_all();
+}
+
+static uint64_t off_at_ns, regions_when_off, waiting_users;
+static void switch_off(void)
+{
+    write_somewhere();
+    waiting_users += vms[0].s->users;
+    assert_int_equal(share_limbo_count(), 0); /* it never sleeps on frames, nor with a space in its hands */
+    if (now_ns >= off_at_ns && dmm_policy_find("dedup")->enabled) {
+        dmm_policy_enable(dmm_policy_find("dedup"), false);
+        regions_when_off = counter("regions");
+    }
+}
+
+static void test_stops_when_switched_off(void **state)
+{
+    create(0, 0, false);
+    for (unsigned n = 0; n < 20; n++) {
+        off_at_ns = now_ns + 1 + host_random(3000000000);
+        run_thread(UINT64_C(8000000000), switch_off);
+        assert_false(dmm_policy_find("dedup")->enabled);
+        assert_int_equal(counter("regions"), regions_when_off);
+        dmm_policy_enable(dmm_policy_find("dedup"), true);
+    }
+    assert_int_equal(waiting_users, 0);
+    check_all();
+    destroy_all();
+}
+
+static uint64_t act_at_ns, seen_at_ns, sweeps_before;
+static bool acted;
+static void (*act)(void);
+static void act_then_watch(void)
+{
+    if (!acted && now_ns >= act_at_ns) {
+        acted = true;
+        sweeps_before = counter("sweeps");
+        act();
+    } else if (acted && !seen_at_ns && counter("sweeps") > sweeps_before) {
+        seen_at_ns = now_ns;
+    }
+}
+
+/* Milliseconds from what `fn` does, in the midst of a long pause, to the end of the next sweep. */
+static uint64_t time_to_sweep_after(void (*fn)(void))
+{
+    run_thread(UINT64_C(5000000000), NULL); /* nothing is left to find */
+    act = fn;
+    acted = false;
+    seen_at_ns = 0;
+    act_at_ns = now_ns + UINT64_C(30000000000);
+    run_thread(UINT64_C(500000000000), act_then_watch);
+    assert_true(seen_at_ns);
+    return (seen_at_ns - act_at_ns) / 1000000;
+}
+
+static void do_nothing(void) { }
+static void memory_gets_short(void) { short_of_memory(true); }
+static void vm_is_made(void) { create(1, 0, false); }
+
+static void test_pauses(void **state)
+{
+    short_of_memory(false);
+    dmm_policy_set(dmm_policy_find("dedup"), "idle_seconds", 300);
+    create(0, 0, false);
+    for (uint64_t g = 0; g < PAGES; g++)
+        put(&vms[0], g, 5000000 + g);
+    assert_true(time_to_sweep_after(do_nothing) > 200000);
+    assert_true(time_to_sweep_after(vm_is_made) < 3000);
+    assert_true(time_to_sweep_after(memory_gets_short) < 3000);
+    dmm_policy_set(dmm_policy_find("dedup"), "idle_seconds", 10);
+    short_of_memory(false);
+    destroy_all();
+}
+
+/* ---- digests --------------------------------------------------------------------------------------------------------------------- */
+
+static void test_digest(void **state)
+{
+    mfn_t m = frame_alloc(0, FRAME_ZEROED, FRAME_HV_HEAP, NULL);
+    uint64_t *page = mfn_to_hva(m);
+    assert_int_equal(dmm_digest_page(m, INVALID_MFN).content, DMM_CONTENT_ZERO);
+    uint64_t seen[1 + 512];
+    for (unsigned n = 0; n < 512; n++) /* one bit somewhere in a page of zeros, or of one word */
+        for (unsigned filled = 0; filled < 2; filled++) {
+            make_page(page, filled);
+            page[n] ^= UINT64_C(1) << host_random(64);
+            assert_int_equal(dmm_digest_page(m, INVALID_MFN).content, DMM_CONTENT_DATA);
+        }
+    for (unsigned n = 0; n <= 512; n++) { /* a page, and its 512 neighbours of one bit: all differ */
+        make_page(page, 1000);
+        if (n)
+            page[n - 1] ^= UINT64_C(1) << host_random(64);
+        struct dmm_digest d = dmm_digest_page(m, n % 2 ? m : INVALID_MFN);
+        assert_int_equal(d.content, DMM_CONTENT_DATA);
+        assert_int_equal(d.key, dmm_digest_page(m, INVALID_MFN).key);
+        for (unsigned k = 0; k < n; k++)
+            assert_true(seen[k] != d.key);
+        seen[n] = d.key;
+    }
+    make_page(page, 7);
+    struct dmm_digest word = dmm_digest_page(m, INVALID_MFN);
+    make_page(page, 8);
+    struct dmm_digest other = dmm_digest_page(m, INVALID_MFN);
+    assert_true(word.content == DMM_CONTENT_SAME_FILLED && other.content == DMM_CONTENT_SAME_FILLED && word.key != other.key);
+    make_page(page, 1000);
+    random_seed++; /* another boot, other keys */
+    dmm_digest_init();
+    assert_true(dmm_digest_page(m, INVALID_MFN).key != seen[0]);
+    make_page(page, 7);
+    assert_true(dmm_digest_page(m, INVALID_MFN).key != word.key);
+    random_seed--;
+    dmm_digest_init();
+    frame_free(m, 0);
 }
 
 static int setup(void **state)
@@ -388,7 +762,11 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_table), cmocka_unit_test(test_one_sweep_finds_all), cmocka_unit_test(test_unchanged_costs_nothing),
-        cmocka_unit_test(test_groups), cmocka_unit_test(test_secure_group), cmocka_unit_test(test_what_breaks_is_left_alone),
+        cmocka_unit_test(test_large_in_use), cmocka_unit_test(test_large_as_partner), cmocka_unit_test(test_large_is_not_the_only_partner),
+        cmocka_unit_test(test_large_behind_the_sweep), cmocka_unit_test(test_large_breaks_no_others), cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_secure_group), cmocka_unit_test(test_secure_group_with_large),
+        cmocka_unit_test(test_uncovered_is_tried_again), cmocka_unit_test(test_digest), cmocka_unit_test(test_what_breaks_is_left_alone),
+        cmocka_unit_test(test_budget), cmocka_unit_test(test_stops_when_switched_off), cmocka_unit_test(test_pauses),
         cmocka_unit_test(test_large_policy), cmocka_unit_test(test_against_writers),
     };
     return cmocka_run_group_tests(tests, setup, NULL);

@@ -148,6 +148,12 @@ static void exceptions(void **state)
     assert_false(x.u.exc.has_error);
     assert_int_equal(xs.dr6, 0xffff4ff1);
     assert_int_equal(host_vmcs[VMCS_GUEST_DR7], 0x401);
+    /* INT1 is a trap, but its exit comes before it */
+    uint64_t rip = xv.rip;
+    host_vmcs[VMCS_EXIT_INTERRUPTION] = 0x80000501;
+    x = of_vmx(0, 0, 1, 0);
+    assert_int_equal(x.u.exc.vector, 1);
+    assert_int_equal(xv.rip - rip, 1);
 }
 
 static void control_and_debug_registers(void **state)

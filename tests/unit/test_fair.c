@@ -490,7 +490,7 @@ static void begin(unsigned count, uint64_t seed)
     memset(timer_queues, 0, sizeof(timer_queues));
     memset(&boot_queue, 0, sizeof(boot_queue));
     list_init(&all_threads);
-    waiting = idle_cpus = task_count = snapshots = 0;
+    waiting = waiting_vcpus = idle_cpus = task_count = snapshots = 0;
     chaos = false;
     meanwhile_count = ARRAY_SIZE(meanwhile) - 1;
     world_ns = NEVER;

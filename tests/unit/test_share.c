@@ -207,6 +207,53 @@ static void test_everybody_writes(void **state)
     host_audit();
 }
 
+/* A VM says what it lacks, and does not look again before that could have changed. */
+static void expect_stalled(struct dmm_space *s, uint64_t g, enum dmm_stall why)
+{
+    assert_int_equal(dmm_fault(s, gfn_of(g), DMM_WRITE), DMM_FAULT_STALLED);
+    assert_int_equal(dmm_stall_reason(s), why);
+    assert_false(pool_has_room(s));
+}
+
+static void test_what_a_stall_waits_for(void **state)
+{
+    enum { MAX = 8, PAGES = 200 };
+    struct dmm_space_config cfg = { .name = "capped", .pages = 64, .max_pages = MAX, .format = &p2m_format_fake };
+    struct dmm_space *capped, *strict = make(PAGES, DMM_CLASS_STRICT, 0), *effort = make(PAGES, DMM_CLASS_BEST_EFFORT, 0);
+    struct dmm_space *greedy = make(1 << 16, DMM_CLASS_BEST_EFFORT, 0);
+    assert_int_equal(dmm_space_create(&cfg, &capped), DMM_CREATE_OK);
+    assert_true(dmm_space_add_ram(capped, gfn_of(0), 64));
+    dmm_policy_set(dmm_policy_find("demand"), "large_free_percent", 101);
+    assert_int_equal(dmm_fault(capped, gfn_of(0), DMM_WRITE), DMM_FAULT_RETRY);
+    assert_int_equal(merge(capped, 0, INVALID_MFN), DMM_MERGE_ZEROED); /* no charge for it now */
+    put(capped, 1, 5);
+    put(capped, 2, 5);
+    assert_int_equal(merge(capped, 2, frame_at(capped, 1)), DMM_MERGE_DONE);
+    for (uint64_t g = 3; g <= MAX; g++)
+        assert_int_equal(dmm_fault(capped, gfn_of(g), DMM_WRITE), DMM_FAULT_RETRY);
+    expect_stalled(capped, 20, DMM_STALL_MAXIMUM);
+    expect_stalled(capped, 0, DMM_STALL_MAXIMUM);
+    share_pairs(strict, PAGES);
+    share_pairs(effort, 20);
+    expect_stalled(greedy, fill_until_stalled(greedy), DMM_STALL_SET_ASIDE);
+    expect_stalled(effort, 0, DMM_STALL_SET_ASIDE);
+    expect_stalled(effort, 100, DMM_STALL_SET_ASIDE);
+    expect_stalled(capped, 1, DMM_STALL_SET_ASIDE); /* its maximum is none for a page that is charged */
+    expect_stalled(capped, 0, DMM_STALL_MAXIMUM);
+    dmm_set_class(strict, DMM_CLASS_BEST_EFFORT);
+    assert_int_equal(dmm_stall_reason(effort), DMM_STALL_NONE);
+    assert_true(pool_has_room(effort));
+    expect_stalled(greedy, fill_until_stalled(greedy), DMM_STALL_NO_FRAME);
+    expect_stalled(effort, 0, DMM_STALL_NO_FRAME);
+    dmm_space_destroy(greedy);
+    assert_int_equal(write_all(effort, PAGES), PAGES);
+    dmm_space_destroy(capped);
+    dmm_space_destroy(strict);
+    dmm_space_destroy(effort);
+    dmm_policy_set(dmm_policy_find("demand"), "large_free_percent", 60);
+    host_audit();
+}
+
 /* The scanner may not make a strict VM poorer than it was. */
 static void test_strict_is_not_merged_uncovered(void **state)
 {
@@ -513,7 +560,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rmap_against_a_list), cmocka_unit_test(test_full_map), cmocka_unit_test(test_family),
         cmocka_unit_test(test_many_snapshots), cmocka_unit_test(test_take_over_without_frames), cmocka_unit_test(test_everybody_writes),
-        cmocka_unit_test(test_strict_is_not_merged_uncovered), cmocka_unit_test(test_insurance_follows_the_rate),
+        cmocka_unit_test(test_what_a_stall_waits_for), cmocka_unit_test(test_strict_is_not_merged_uncovered), cmocka_unit_test(test_insurance_follows_the_rate),
         cmocka_unit_test(test_audit_sees_damage), cmocka_unit_test(test_writers_while_merging),
     };
     return cmocka_run_group_tests(tests, setup, NULL);

@@ -152,7 +152,8 @@ void host_become_cpu(unsigned id)
 /* 0-636K, a hole, 1M.. with image and loader memory, a second range that begins and ends off 2 MiB, a third far away. */
 void host_machine_init(unsigned mib)
 {
-    const uint64_t span = GIB(4), low = MIB(mib / 2), mid = MIB(mib / 4), high = MIB(mib / 4);
+    const uint64_t span = GIB(4), low = MIB(MIN(mib / 2, 960u)), high = MIB(mib / 4), mid = MIB(mib) - low - high;
+    hv_assert(mid <= MIB(2040) && high <= MIB(1020));
     uint64_t table_bytes = FRAME_MAX_MFN * sizeof(struct frame) + FRAME_MAX_MFN / LARGE_PAGES * sizeof(struct frame_child) + GIB(1);
     host_directmap = mmap(NULL, span, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     host_frame_va = mmap(NULL, table_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

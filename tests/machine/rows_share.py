@@ -1,0 +1,271 @@
+"""Sharing: guests whose memory is merged and un-shared while they check every byte of it."""
+import json
+import os
+import re
+import subprocess
+
+from rows import guest, require, row
+from rows_linux import HYPERVISOR, linux, linux_files, to_shell
+from rows_tiny import create, expect_ok, on_disk
+
+NO_DUMP = "it needs a dump of the machine's memory, which only QEMU makes"
+
+
+def show(m, policy):
+    return m.json(f"policy show {policy}")["counters"]
+
+
+def says(m, name, pattern, timeout=90, key=None):
+    """The next line of the guest that matches; one that tells of an error ends the wait. Presses a key first."""
+    m.attach(name)
+    if key:
+        m.send(key)
+    match = m.expect(rf"share: (?:{pattern}|ERROR.*\n)|tiny:.*\n", timeout)
+    require("ERROR" not in match.group(0) and "tiny:" not in match.group(0), f"{name}: {match.group(0).strip()}")
+    m.detach()
+    return match
+
+
+def sums(text):
+    """Number of each round, and the sum over what the guest has read in it."""
+    return re.findall(r"(round \d+ ok sum=[0-9a-f]{16}|verified \d+ pages sum=[0-9a-f]{16})", text)
+
+
+def eager(m):
+    """The scanner takes all that it can get, and no mapping is too good for it."""
+    for key, value in (("cpu_percent", 80), ("pages_per_second", 100000000), ("idle_seconds", 0), ("break_large_percent", 0)):
+        m.command(f"policy set dedup {key} {value}")
+    m.command("policy on dedup")
+
+
+@row("share-off", timeout=240, cpus=2, quick=("vmx",))
+def share_off(bench):
+    """What a guest reads is the same with the scanner on and off."""
+    m = bench.boot(*on_disk("share.elf"))
+    found = {}
+    for scanner in ("off", "on"):
+        m.command("policy off dedup")
+        if scanner == "on":
+            eager(m)
+        before = show(m, "dedup")
+        create(m, scanner, "share.elf", "mode=writers seed=7 pages=3000 rounds=6", "32M", "vcpus=2")
+        found[scanner] = sums(expect_ok(m, scanner, "share: ok", 150))
+        after = show(m, "dedup")
+        merged = after["merged"] + after["zeroed"] - before["merged"] - before["zeroed"]
+        require((merged > 0) == (scanner == "on"), f"scanner {scanner}: {merged} pages merged: {after}")
+    require(len(found["on"]) == 7 and found["on"] == found["off"], f"the guest's own sums differ: {found}")
+
+
+@row("share-writers", timeout=400, cpus=2)
+def share_writers(bench):
+    """Writers on every vCPU while pages are merged, moved, protected, broken and re-formed under them."""
+    m = bench.boot(*on_disk("share.elf"))
+    m.command("policy set demand large_free_percent 0")
+    eager(m)
+    m.command("policy set churn rate 5000")
+    m.command("policy on churn")
+    names = [f"w{n}" for n in range(3)]
+    for n, name in enumerate(names):
+        create(m, name, "share.elf", f"mode=writers seed={n} pages=2000", "32M", "vcpus=2")
+    first = {name: int(says(m, name, r"round (\d+) ok").group(1)) for name in names}
+    m.until("policy show dedup", lambda a: a["counters"]["merged"] > 3000 and a["counters"]["zeroed"] > 1000, 150, "pages merged")
+    m.until("policy show churn", lambda a: a["counters"]["moved"] > 1000 and a["counters"]["protected"] > 1000, 60, "pages moved")
+    m.audit()
+    for name in names:
+        later = int(says(m, name, r"round (\d+) ok").group(1))
+        require(later > first[name], f"{name}: round {first[name]}, then {later}")
+        v = m.vm(name)
+        require(v["state"] == "running" and v["reboots"] == 0, f"{v}")
+    m.command("policy off churn")
+
+
+# ---- by the oracle ------------------------------------------------------------------------------------------------------
+
+
+def ask_oracle(bench, m, names, told_wrong=None):
+    """What a program that knows nothing but the machine's memory says of these VMs, which must be at rest. told_wrong: {VM: group it is not in}; then
+    it must find something that is never right."""
+    dump = os.path.join(bench.out, bench.row.name + ".dump")
+    maps = [m.json(f"mem map {name}") for name in names]
+    try:
+        m.dump(dump)
+        told = [f"{a['name']}:{a['format']}:{a['root']:x}:{(told_wrong or {}).get(a['name'], a['group'])}" for a in maps]
+        result = subprocess.run([guest("machine/oracle"), dump, *told], capture_output=True, text=True, check=False, timeout=120)
+    finally:
+        if os.path.exists(dump):
+            os.remove(dump)
+    m.note("oracle: " + result.stdout.strip())
+    require(result.returncode == (1 if told_wrong else 0), f"the oracle: {result.stderr.strip()} {result.stdout.strip()}")
+    return json.loads(result.stdout)
+
+
+def counters_agree(m, said):
+    """What the hypervisor counts is what is in its tables."""
+    shown = {v["name"]: v for v in m.json("mem")["vms"]}
+    for mine in said["vms"]:
+        for key, states in (("resident_pages", ("RW",)), ("shared_pages", ("SHARED_RO", "SEALED")), ("sealed_pages", ("SEALED",)),
+                            ("zero_pages", ("ZERO_RO",)), ("image_shared_pages", ("IMAGE_RO",)), ("resident_large_pages", ("in_large",))):
+            there = sum(mine.get(state, 0) for state in states)
+            require(shown[mine["name"]][key] == there, f"{mine['name']}: `mem` says {key} = {shown[mine['name']][key]}, the oracle {mine}")
+
+
+VMS = 4
+
+
+def start_linux(bench, large):
+    """Linux guests of one image in one group, each with its own seed, host name and addresses, at their shells; nothing was shared so far."""
+    names = [f"debian{n}" for n in range(VMS)]
+    config = "".join(linux(name, "128M", f"quiet seed={n + 1}") + "group = web\nautostart = no\n" for n, name in enumerate(names))
+    m = bench.boot(HYPERVISOR + config, linux_files())
+    m.command("policy off dedup")
+    m.command("policy set dedup break_large_percent 0")
+    if not large:
+        m.command("policy off large")
+        m.command("policy set demand large_free_percent 101")
+    for name in names:
+        m.json(f"vm start {name}")
+    where = set()
+    for name in names:
+        to_shell(m, name, 200)
+        require(m.shell("hostname") == name, "hostname")
+        where.add(m.shell("grep ' _text$' /proc/kallsyms"))
+        m.detach()
+    require(len(where) > 1, f"all kernels are at {where}")
+    return m, names
+
+
+def each(m, verb, names):
+    for name in names:
+        m.json(f"vm {verb} {name}")
+
+
+def found(m, said, before):
+    """Percent of what a sweep could find that it found; pages that read as zero from the start are no merit of its."""
+    possible = said["possible"] - sum(v.get("ZERO_RO", 0) for v in before["vms"])
+    missed = said["frames_used"] - said["frames_best"]
+    m.note(f"oracle: {100 - 100 * missed / possible:.2f} % of {possible} pages")
+    require(possible > VMS * 1000, f"there is hardly anything to share: {said}")
+    return 100 - 100 * missed / possible
+
+
+def still_there(m, names):
+    each(m, "resume", names)
+    for name in names:
+        m.attach(name)
+        require(m.shell("hostname; md5sum /bin/busybox").split()[0] == name, f"{name} afterwards")
+        m.detach()
+
+
+@row("share-oracle", timeout=400, memory="1G", backends=("svm",), why=NO_DUMP)
+def share_oracle(bench):
+    """Guests run and do nothing: one sweep finds nearly everything that could be shared."""
+    m, names = start_linux(bench, False)
+    each(m, "pause", names)
+    before = ask_oracle(bench, m, names)
+    require(before["foreign"] == 0 and before["percent"] < 10, f"something was shared before the sweep: {before}")
+    each(m, "resume", names)
+    m.json("dedup sweep", 120)
+    each(m, "pause", names)
+    after = ask_oracle(bench, m, names)
+    counters_agree(m, after)
+    percent = found(m, after, before)
+    require(percent >= 98, f"one sweep found {percent:.2f} %: {after}")
+    still_there(m, names)
+
+
+@row("share-oracle-large", timeout=400, memory="1G", backends=("svm",), why=NO_DUMP)
+def share_oracle_large(bench):
+    """The same on 2 MiB mappings. One dirty bit speaks for 512 pages, so what is in use is found when it has come to rest."""
+    m, names = start_linux(bench, True)
+    each(m, "pause", names)
+    before = ask_oracle(bench, m, names)
+    require(sum(v["in_large"] for v in before["vms"]) > before["pages"] / 2, f"no 2 MiB mappings: {before}")
+    each(m, "resume", names)
+    m.json("dedup sweep", 120)
+    each(m, "pause", names)
+    after = ask_oracle(bench, m, names)
+    counters_agree(m, after)
+    percent = found(m, after, before)
+    require(percent >= 90, f"one sweep found {percent:.2f} %: {after}")
+    require(after["missed"] * 100 < after["possible"], f"beside 2 MiB mappings it missed {after['missed']} pages: {after}")
+    m.json("dedup sweep", 120)
+    after = ask_oracle(bench, m, names)
+    percent = found(m, after, before)
+    require(percent >= 98, f"when all was at rest a sweep found {percent:.2f} %: {after}")
+    still_there(m, names)
+
+
+@row("share-groups", timeout=240, backends=("svm",), why=NO_DUMP)
+def share_groups(bench):
+    """VMs of two groups, of a secure one, and of none: between them nothing is shared but pages of one word throughout."""
+    config, files = on_disk("share.elf")
+    m = bench.boot(config + "secure-groups = vault\n", files)
+    m.command("policy off dedup")
+    m.command("policy set dedup break_large_percent 0")
+    groups = {"a0": "web", "a1": "web", "b0": "data", "b1": "data", "s0": "vault", "s1": "vault", "x": "", "y": ""}
+    for n, (name, group) in enumerate(groups.items()):
+        create(m, name, "share.elf", f"mode=hold seed={n} pages=2000", "32M", f"group={group}" if group else "")
+        says(m, name, "holds")
+    m.json("dedup sweep", 60)
+    each(m, "pause", groups)
+    said = ask_oracle(bench, m, groups)
+    counters_agree(m, said)
+    require(said["percent"] >= 98, f"{said}")
+    wrong = ask_oracle(bench, m, groups, {"a0": "data"})
+    require(wrong["foreign"] > 20, f"the oracle does not see what is shared across groups: {wrong}")
+    for v in said["vms"]:
+        secure = v["group"] == "vault"
+        require((v.get("SEALED", 0) > 500) == secure and (v.get("SHARED_RO", 0) > 500) != secure, f"states of {v['name']}: {v}")
+    each(m, "resume", groups)
+    for name in groups:
+        says(m, name, "verified", key="v")
+    m.audit()
+    m.json("vm destroy a0")
+    m.json("vm destroy b1")
+    for name in ("a1", "b0", "s0", "x"):
+        says(m, name, "verified", key="v")
+
+
+# ---- too little memory --------------------------------------------------------------------------------------------------------
+
+
+WHY = "(no free frame|set aside for minima and un-sharing of others)"
+
+
+def press(m, name, key):
+    m.attach(name)
+    m.send(key)
+    m.detach()
+
+
+@row("share-storm", timeout=400, cpus=2)
+def share_storm(bench):
+    """Everybody writes to everything at once, and there is not enough: who is best effort waits, and says why; who is strict does not."""
+    m = bench.boot(*on_disk("share.elf"))
+    m.command("policy off dedup")
+    m.command("policy set dedup break_large_percent 0")
+    pages = m.frames()[0] * 44 // 100
+    names = [f"g{n}" for n in range(3)]
+    create(m, "strict", "share.elf", "mode=storm seed=9 pages=2000", "32M", "group=web class=strict")
+    says(m, "strict", "holds")
+    for n, name in enumerate(names): # one after the other: all at once would not fit unshared
+        create(m, name, "share.elf", f"mode=storm seed={n} pages={pages}", f"{pages // 256 + 16}M", "group=web class=best-effort")
+        says(m, name, "holds", 120)
+        m.json("dedup sweep", 120)
+    require(m.frames()[0] > pages, f"{m.frames()[0]} frames are free, not enough for a start of {pages} pages")
+    m.audit()
+    for name in names:
+        press(m, name, "w")
+    stalled = m.until("vm list", lambda a: [v for v in a["vms"] if v["state"] == "stalled"], 120, "a VM that waits for frames")
+    require(all(re.search(WHY, v["reason"]) for v in stalled), f"reasons: {[v['reason'] for v in stalled]}")
+    require(re.search(r"g\d +stalled .*" + WHY, m.command("vm list")), "vm list shows no reason")
+    says(m, "strict", "wrote", key="w")
+    m.audit()
+    require(all(v["state"] in ("running", "stalled") for v in m.json("vm list")["vms"]), "a VM ended")
+    gone = stalled[0]["name"]
+    m.json(f"vm destroy {gone}", 60)
+    for name in [n for n in names if n != gone]:
+        says(m, name, f"verified {pages} pages", 200)
+        v = m.vm(name)
+        require(v["state"] == "running" and v["reboots"] == 0, f"{v}")
+    says(m, "strict", "verified")

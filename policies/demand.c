@@ -35,10 +35,10 @@ static bool wants(unsigned which) { return param(which) == ALWAYS || (param(whic
 /* Being asked costs, so only what could be answered is asked. */
 static unsigned asks(void)
 {
-    return DMM_ASK_WALK | (wants(ZERO_READ) ? DMM_ASK_READ : 0) | (wants(ZERO_STORE) ? DMM_ASK_ALWAYS : 0);
+    return DMM_ASK_WALK | (wants(ZERO_READ) ? DMM_ASK_READ : 0);
 }
 
-/* Every region's first touch is asked about: often enough to notice. */
+/* Every region's first touch is asked about, and every page that a guest clears before it uses it: often enough to notice. */
 static void look_at_memory(struct dmm_policy *p, const struct dmm_touch *t)
 {
     bool is_short = t->free_pages * 100 < t->total_pages * param(SHORT_PERCENT);
@@ -56,7 +56,7 @@ static void plan_populate(struct dmm_policy *p, const struct dmm_touch *t, struc
         out->size = DMM_POPULATE_2M; /* if there is no zeroed 2 MiB frame DMM takes the rest of the plan instead */
         decisions.large++;
     }
-    if ((t->access & DMM_WRITE) && wants(ZERO_STORE)) {
+    if (t->may_clear && wants(ZERO_STORE)) {
         out->zero_store = true;
         decisions.zero_store++;
     }

@@ -4,8 +4,8 @@
  * The rule for intercepts: whatever the CPU would do to the machine instead of to the guest (VMLOAD and STGI run on the real
  * registers if they are let through), whatever our platform defines (CPUID, MSRs, ports, HLT), and what could keep a CPU in the
  * guest for ever: #DB and #AC raised by their own delivery (an endless loop in microcode that no interrupt breaks), and
- * shutdown. CR3, INVLPG, CR8, task switches and the
- * time-stamp counter belong to the guest: nested paging, V_TPR and the offset cover them.
+ * shutdown. CR3, INVLPG, CR8, task switches and the time-stamp counter belong to the guest: nested paging, V_TPR and the offset cover
+ * them; CR8 exits only while an interrupt waits for it.
  */
 #include "svm/svm.h"
 
@@ -117,6 +117,7 @@ void svm_vcpu_reset(struct vcpu *v)
     s->vmcb->c.event_inj = s->vmcb->c.exit_int_info = s->vmcb->c.interrupt_shadow = 0;
     s->vmcb->c.v_tpr = 0;
     svm_request_irq_window(v, false);
+    svm_set_tpr_alarm(v, 0);
     s->vmcb->c.misc1 = misc1_at_reset();
     s->clean = 0;
 }

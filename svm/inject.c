@@ -1,6 +1,8 @@
 /*
  * Events for the guest (APM 2, 15.20 and 15.21): everything goes in through EVENTINJ. V_IRQ is only the alarm clock that
- * rings (VINTR exit) when the guest can take an interrupt; its vector never reaches the guest.
+ * rings (VINTR exit) when the guest can take an interrupt; its vector never reaches the guest. It does not ring for an interrupt that
+ * waits for a lower CR8: V_IRQ's priority must be above V_TPR for the CPU, but software CPUs take an equal one and would exit before every
+ * instruction. While one waits, writes of CR8 exit.
  *
  * An event whose delivery ended in an exit is in EXITINTINFO and must be injected again, else it is lost: the vlapic has marked it
  * as taken. Not so software interrupts and INT3/INTO: RIP is still on the instruction, which simply runs again.
@@ -65,6 +67,13 @@ void svm_request_irq_window(struct vcpu *v, bool on)
 {
     svm_of(v)->irq_window = on;
     arm_window(svm_of(v), on);
+}
+
+void svm_set_tpr_alarm(struct vcpu *v, uint8_t tpr_class)
+{
+    struct vmcb_control *c = &vmcb_of(v)->c;
+    c->cr_write = (uint16_t)(tpr_class ? c->cr_write | BIT64(8) : c->cr_write & ~BIT64(8));
+    svm_dirty(svm_of(v), SVM_CLEAN_INTERCEPTS);
 }
 
 bool svm_nmi_blocked(struct vcpu *v) { return svm_of(v)->nmi_masked; }
@@ -146,6 +155,7 @@ void svm_load(struct vcpu *v, const struct hvm_saved *in)
     s->iret_seen = saved.iret_seen;
     s->iret_rip = saved.iret_rip;
     svm_request_irq_window(v, false);
+    svm_set_tpr_alarm(v, 0);
     uint32_t iret = SVM_MISC1(SVM_EXIT_IRET);
     c->misc1 = saved.nmi_masked && !saved.iret_seen ? c->misc1 | iret : c->misc1 & ~iret;
     s->clean = 0;

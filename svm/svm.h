@@ -76,6 +76,7 @@ bool svm_can_inject_intr(struct vcpu *v);
 bool svm_inject(struct vcpu *v, const struct vm_event *ev);
 bool svm_event_pending(struct vcpu *v);
 void svm_request_irq_window(struct vcpu *v, bool on);
+void svm_set_tpr_alarm(struct vcpu *v, uint8_t tpr_class);
 bool svm_nmi_blocked(struct vcpu *v);
 void svm_request_nmi_window(struct vcpu *v, bool on);
 void svm_clear_interrupt_shadow(struct vcpu *v);
@@ -102,7 +103,7 @@ static inline uint8_t svm_next_rip_len(const struct vmcb *b) { return svm_featur
 /* enum dmm_access of a nested fault. */
 static inline unsigned svm_npf_access(uint64_t exit_info1)
 {
-    unsigned access = exit_info1 & SVM_NPF_EXEC ? DMM_EXEC : exit_info1 & SVM_NPF_WRITE ? DMM_READ | DMM_WRITE | DMM_GUEST : DMM_READ;
+    unsigned access = exit_info1 & SVM_NPF_EXEC ? DMM_EXEC : exit_info1 & SVM_NPF_WRITE ? DMM_READ | DMM_WRITE : DMM_READ;
     return exit_info1 & SVM_NPF_WALK ? access | DMM_WALK : access;
 }
 

@@ -287,6 +287,6 @@ const struct vm_platform_ops vdev_platform_ops = {
     .save = platform_save, .load = platform_load, .vcpu_save = platform_vcpu_save, .vcpu_load = platform_vcpu_load,
     .change_generation = vgenid_change, .write_firmware_tables = platform_write_tables, .rdmsr = vlapic_rdmsr, .wrmsr = vlapic_wrmsr,
     .tsc_changed = vlapic_tsc_changed,
-    .irq = {.pending = vlapic_pending, .accept = vlapic_accept, .has_any = vlapic_has_any,
+    .irq = {.pending = vlapic_pending, .masked = vlapic_masked, .accept = vlapic_accept, .has_any = vlapic_has_any,
             .tpr_changed = vlapic_tpr_changed, .get_cr8 = vlapic_get_cr8, .set_pv_eoi = vlapic_set_pv_eoi, .post = vlapic_post},
 };

@@ -80,6 +80,7 @@ struct vlapic {
     struct platform *platform;
     volatile bool look;            /* (a) IRR, PPR or the PIC changed since pending() last found nothing */
     bool from_pic;                 /* (v) pending()'s last answer was the PIC's */
+    uint8_t masked;                /* (v) class of the request that TPR alone held back then; 0: none */
     uint64_t irr[4], tmr[4];       /* (a) */
     uint64_t isr[4];               /* (v) */
     uint32_t *pv_eoi;              /* (v) the guest's word, pinned by vm/pv.c; NULL: not enabled */
@@ -106,6 +107,7 @@ vdev_mmio_fn vlapic_mmio;
 bool vlapic_rdmsr(struct vcpu *v, uint32_t msr, uint64_t *value, bool *gp);
 bool vlapic_wrmsr(struct vcpu *v, uint32_t msr, uint64_t value, bool *gp);
 int vlapic_pending(struct vcpu *v);
+uint8_t vlapic_masked(const struct vcpu *v);
 void vlapic_accept(struct vcpu *v, uint8_t vector);
 bool vlapic_has_any(struct vcpu *v);
 void vlapic_tpr_changed(struct vcpu *v, uint8_t cr8);

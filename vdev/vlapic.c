@@ -96,10 +96,15 @@ void vlapic_set_pv_eoi(struct vcpu *v, uint32_t *word)
     look_again(l);
 }
 
-static uint32_t ppr(const struct vlapic *l)
+static uint32_t in_service_class(const struct vlapic *l)
 {
     int isr = highest(l->isr);
-    uint32_t in_service = isr < 0 ? 0 : (uint32_t)isr & 0xf0;
+    return isr < 0 ? 0 : (uint32_t)isr & 0xf0;
+}
+
+static uint32_t ppr(const struct vlapic *l)
+{
+    uint32_t in_service = in_service_class(l);
     return (l->tpr & 0xf0) >= in_service ? l->tpr : in_service;
 }
 
@@ -163,10 +168,13 @@ int vlapic_pending(struct vcpu *v)
         spin_unlock_irqrestore(&l->platform->irq_lock, flags);
         l->from_pic = vector >= 0;
     }
+    l->masked = 0;
     if (vector < 0 && sw_enabled(l)) {
         int irr = highest(l->irr);
         if (irr >= 0 && ((uint32_t)irr & 0xf0) > (ppr(l) & 0xf0))
             vector = irr;
+        else if (irr >= 0 && ((uint32_t)irr & 0xf0) > in_service_class(l))
+            l->masked = (uint8_t)(irr >> 4);
     }
     if (vector >= 0)
         look_again(l);
@@ -175,6 +183,7 @@ int vlapic_pending(struct vcpu *v)
     return vector;
 }
 
+uint8_t vlapic_masked(const struct vcpu *v) { return ((const struct vlapic *)v->vlapic)->masked; }
 bool vlapic_has_any(struct vcpu *v) { return vlapic_pending(v) >= 0; }
 
 void vlapic_accept(struct vcpu *v, uint8_t vector)

@@ -503,12 +503,15 @@ static bool add_exits(struct vm *vm, void *arg)
     return true;
 }
 
-/* Faults that the back end resolves on the spot have their time in DMM's histograms only. Mapping boot files is the loader's work, and no exit. */
+/*
+ * Faults that the back end resolves on the spot have their time in DMM's histograms only. A store of zeros is carried out by the exit's handler;
+ * mapping boot files is the loader's work, and no exit.
+ */
 static void add_fault_time(struct exit_sums *sums, const struct dmm_space *s)
 {
     for (unsigned k = 0; k < DMM_CAUSE_COUNT; k++) {
         struct dmm_hist_summary h;
-        if (k == DMM_CAUSE_IMAGE_MAP)
+        if (k == DMM_CAUSE_ZERO_STORE || k == DMM_CAUSE_IMAGE_MAP)
             continue;
         dmm_fault_summary(s, k, &h);
         sums->kind[VM_EXIT_NESTED_FAULT].tsc += h.count * h.mean_tsc;

@@ -89,6 +89,8 @@ struct vcpu;
 
 /* Fetches and decodes the instruction at RIP. DONE: *i. FAULT: the exception was injected. */
 enum emulate_result emulate_vcpu_fetch(struct vcpu *v, struct insn *i, struct emulate_outcome *out);
+/* The same for whoever can leave the instruction to the CPU: a fault is only told, in outcome.fault. *s: the registers it was found with. */
+enum emulate_result emulate_vcpu_look(struct vcpu *v, struct emulate_state *s, struct insn *i, struct emulate_outcome *out);
 /* Executes the instruction at RIP. DONE: registers and RIP moved (vcpu_advance_rip). FAULT: the exception was injected.
  * BLOCKED, STALLED: the caller waits (dmm_wait, dmm_wait_memory) and enters the guest again, which comes back.
  * UNSUPPORTED: nothing has changed; the caller decides (report and stop). Vector moves use the image in v->fpu_area, into which
@@ -100,8 +102,6 @@ enum emulate_result emulate_vcpu(struct vcpu *v, enum emulate_kind kind, struct 
  * goes to the destination; others ignore it), which advances RIP; or injects a fault instead. */
 enum emulate_result emulate_vcpu_cr(struct vcpu *v, struct emulate_cr *cr, struct emulate_outcome *out);
 enum emulate_result emulate_vcpu_cr_finish(struct vcpu *v, const struct emulate_cr *cr, uint64_t value, struct emulate_outcome *out);
-/* The registers as the emulator wants them. */
-void emulate_vcpu_state(struct vcpu *v, struct emulate_state *s);
 /* "0f 01 d0 ..." of outcome.bytes into buf, for reports. */
 const char *emulate_bytes_text(const struct emulate_outcome *out, char *buf, size_t size);
 

@@ -159,7 +159,7 @@ static const struct emulate_ops vcpu_ops = {
     .probe = probe, .read = read_guest, .write = write_guest, .port = port, .get_xmm = get_xmm, .set_xmm = set_xmm, .preempt = preempt,
 };
 
-void emulate_vcpu_state(struct vcpu *v, struct emulate_state *s)
+static void load_state(struct vcpu *v, struct emulate_state *s)
 {
     memcpy(s->gpr, v->gpr, sizeof s->gpr);
     s->rip = v->rip;
@@ -219,11 +219,16 @@ static enum emulate_result fetch(struct vcpu *v, const struct emulate_state *s, 
     return EMULATE_FAULT;
 }
 
+enum emulate_result emulate_vcpu_look(struct vcpu *v, struct emulate_state *s, struct insn *i, struct emulate_outcome *out)
+{
+    load_state(v, s);
+    return fetch(v, s, i, out);
+}
+
 enum emulate_result emulate_vcpu_fetch(struct vcpu *v, struct insn *i, struct emulate_outcome *out)
 {
     struct emulate_state s;
-    emulate_vcpu_state(v, &s);
-    enum emulate_result r = fetch(v, &s, i, out);
+    enum emulate_result r = emulate_vcpu_look(v, &s, i, out);
     if (r == EMULATE_FAULT)
         inject(v, &out->fault);
     return r;
@@ -243,7 +248,7 @@ enum emulate_result emulate_vcpu(struct vcpu *v, enum emulate_kind kind, struct 
     struct emulate_state s;
     struct insn i;
     *out = (struct emulate_outcome){0};
-    emulate_vcpu_state(v, &s);
+    load_state(v, &s);
     enum emulate_result r = fetch(v, &s, &i, out);
     if (r == EMULATE_DONE) {
         if (kind == EMULATE_STRING_IO && !same_port_access(v, &s, &i))
@@ -264,7 +269,7 @@ enum emulate_result emulate_vcpu_cr(struct vcpu *v, struct emulate_cr *cr, struc
     struct emulate_state s;
     struct insn i;
     *out = (struct emulate_outcome){0};
-    emulate_vcpu_state(v, &s);
+    load_state(v, &s);
     enum emulate_result r = fetch(v, &s, &i, out);
     if (r == EMULATE_DONE && !emulate_decode_cr(&s, &i, cr))
         return EMULATE_UNSUPPORTED;
@@ -282,7 +287,7 @@ enum emulate_result emulate_vcpu_cr_finish(struct vcpu *v, const struct emulate_
     struct emulate_state s;
     struct insn i;
     enum emulate_result r = EMULATE_DONE;
-    emulate_vcpu_state(v, &s);
+    load_state(v, &s);
     bool long_mode = emulate_mode(&s) == INSN_MODE_64;
     if (cr->kind == EMULATE_MOV_FROM_CR || cr->kind == EMULATE_MOV_FROM_DR) {
         v->gpr[cr->gpr] = long_mode ? value : value & 0xffffffff;

@@ -192,7 +192,7 @@ static void take_init(struct vcpu *v)
     pv_vcpu_init_signal(v);
     memset(v->len_cache, 0, sizeof(v->len_cache));
     v->irq_window = false;
-    v->cr8_seen = 0;
+    v->cr8_seen = v->tpr_alarm = 0;
     v->nmi_pending = false;
     v->wait_for_sipi = true;
     v->state = VCPU_OFFLINE;
@@ -237,7 +237,7 @@ static void deliver_nmi(struct vcpu *v)
     h->inject(v, &(struct vm_event){.type = VM_EVENT_NMI, .vector = X86_NMI});
 }
 
-/* Once nothing is pending, or a window is armed for what is, only a kick or an exit of a loud kind can change that. */
+/* Once nothing is pending, or a window or an alarm is armed for what is, only a kick or an exit of a loud kind can change that. */
 static void deliver_interrupt(struct vcpu *v)
 {
     const struct hvm_ops *h = hvm();
@@ -256,6 +256,11 @@ static void deliver_interrupt(struct vcpu *v)
     if (window != v->irq_window) {
         v->irq_window = window;
         h->request_irq_window(v, window);
+    }
+    uint8_t masked = window ? 0 : irq->masked(v);
+    if (unlikely(masked != v->tpr_alarm)) {
+        v->tpr_alarm = masked;
+        h->set_tpr_alarm(v, masked);
     }
 }
 

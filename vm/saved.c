@@ -93,6 +93,7 @@ static void load_vcpu(struct vcpu *v, const struct vcpu_saved *s)
     v->wait_for_sipi = s->wait_for_sipi;
     v->cr8_seen = s->cr8_seen;
     v->irq_window = false;
+    v->tpr_alarm = 0;
     v->flush_gen_seen = 0;
     memset(v->len_cache, 0, sizeof(v->len_cache));
     *v->msrs = s->msrs;

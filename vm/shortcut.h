@@ -31,10 +31,18 @@ static inline bool vcpu_entry_begin(struct vcpu *v)
 
 static inline void vcpu_entry_end(struct vcpu *v) { v->in_guest = false; }
 
+/* Could the instruction be REP STOS of zeros to at least a page? Of nearly all others the first comparison says no; vm/zero_store.c looks. */
+static inline bool vcpu_may_clear_page(const struct vcpu *v)
+{
+    return !(v->gpr[GPR_RDI] % PAGE_SIZE) && (uint32_t)v->gpr[GPR_RCX] >= PAGE_SIZE / 8 && !(uint8_t)v->gpr[GPR_RAX];
+}
+
 /* A nested fault has just happened; interrupts on. True: resolved, the same instruction can run again. False: v->fault_result says what it
  * is, for vm/nfault.c. Its time is in DMM's histograms. */
 static inline bool vcpu_shortcut_fault(struct vcpu *v, gfn_t gfn, unsigned access)
 {
+    if (unlikely(vcpu_may_clear_page(v)) && (access & (DMM_WRITE | DMM_WALK)) == DMM_WRITE)
+        access |= DMM_MAY_CLEAR;
     v->fault_result = dmm_fault(v->vm->space, gfn, access);
     if (unlikely(v->fault_result != DMM_FAULT_RETRY))
         return false;

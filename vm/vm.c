@@ -90,9 +90,9 @@ enum vm_result vm_refuse(char *why, enum vm_result r, const char *fmt, ...)
 
 static const struct dmm_space_ops space_ops = {.kick = vm_kick_for_flush};
 
-/* Empty, or inheriting from `image`, whose RAM is that of the same configuration. */
 _Static_assert((int)DMM_CLASS_INSURED == 1 && (int)DMM_CLASS_STRICT == 2, "numbers of lib/config.h");
 
+/* Empty, or inheriting from `image`, whose RAM is that of the same configuration. */
 static enum vm_result make_space(struct vm *vm, struct dmm_image *image, struct dmm_space **out, char *why)
 {
     const struct config_vm *c = vm->config;
@@ -139,7 +139,7 @@ static void power_on(struct vm *vm)
         struct vcpu *v = vm->vcpus[n];
         v->init_pending = v->sipi_pending = v->nmi_pending = false;
         v->irq_window = false;
-        v->cr8_seen = 0;
+        v->cr8_seen = v->tpr_alarm = 0;
         v->wait_for_sipi = n != 0;
         v->state = n ? VCPU_OFFLINE : VCPU_RUNNABLE;
         v->flush_gen_seen = 0; /* no generation is that: the first entry takes everything anew, and nobody takes it for done before */

@@ -65,6 +65,7 @@ struct vcpu {
     bool irq_check;            /* (v) something may have changed about which interrupt is to be delivered */
     uint8_t cr8_seen;          /* (v) what the vlapic knows of CR8 */
     bool irq_window;           /* (v) asked the back end for one */
+    uint8_t tpr_alarm;         /* (v) as the back end has it: the class of an interrupt that CR8 holds back */
     bool wait_for_sipi;        /* (v) */
     unsigned yield_next;       /* (v) whom a spin gave way to last */
     volatile bool gave_way;    /* (v) it does not run because it spun: read by its siblings */
@@ -177,6 +178,8 @@ enum guest_walk_result guest_walk(struct vcpu *v, uint64_t gva, unsigned access,
 struct vm_irq_ops {
     /* Highest-priority deliverable vector of this vCPU right now (TPR considered), or -1. */
     int (*pending)(struct vcpu *v);
+    /* The class of what only TPR held back when pending() last looked; 0: nothing. */
+    uint8_t (*masked)(const struct vcpu *v);
     void (*accept)(struct vcpu *v, uint8_t vector); /* the guest takes it: IRR -> ISR */
     bool (*has_any)(struct vcpu *v);                /* anything pending that can wake HLT */
     void (*tpr_changed)(struct vcpu *v, uint8_t cr8);

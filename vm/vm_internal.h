@@ -57,7 +57,7 @@ void vcpu_set_tsc_offset(struct vcpu *v, uint64_t offset);
 void pio_handle(struct vcpu *v);
 void nfault_handle(struct vcpu *v);
 /* zero_store.c: a write faulted on a page that reads as zero without a frame. True: the instruction stores zeros to whole such pages, and as many
- * iterations as that are done (or an exception was injected). False: it is another instruction, or stores something else; nothing happened. */
+ * iterations as that are done. False: it is another instruction, or stores something else; nothing happened. */
 bool zero_store(struct vcpu *v);
 /* What an emulation attempt came to: waits, stops the VM with a reason, or does nothing. */
 void vcpu_emulate_outcome(struct vcpu *v, enum emulate_result r, const struct emulate_outcome *out, const char *what);

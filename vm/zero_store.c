@@ -4,25 +4,30 @@
  * Operating systems clear pages before they use them, some of them all memory at boot, and a page that is cleared and not used yet holds nothing worth
  * a frame. To an EMPTY page (or one that shows the zero page) REP STOS of zero changes nothing, so for whole pages it can be carried out by
  * moving its registers on. The store still needs the guest's permission: each page is translated by the guest's own tables, which
- * sets accessed and dirty bits as the CPU would. Whatever is not plainly such an instruction is left to the CPU, with frames.
+ * sets accessed and dirty bits as the CPU would. Whatever is not plainly such an instruction is left to the CPU, with frames; so is every fault that
+ * it may raise, and an instruction that our decoder does not know but the CPU may.
  *
  * The page was looked at under its lock and read as zero; a vCPU that writes to it at the same time comes after the store.
  */
 #include "vm/vm_internal.h"
 
 #include "core/time.h"
+#include "vm/shortcut.h"
 #include "x86/cpu.h"
+
+#define DR7_ENABLED 0xffu
 
 #define PAGES_MAX 64u /* per exit: interrupts are taken in between */
 
 /* One REP STOS, as decoded. */
 struct zero_run { unsigned size; uint64_t count, offset, mask; uint8_t len; };
 
-/* The cheap questions first: nothing is fetched for an ordinary store. */
-static bool could_be(const struct vcpu *v)
+/* The cheap questions first, before anything is fetched. A step or a watchpoint wants each iteration to happen; and an event that was being delivered
+ * when the fault came (it is the stack that was not there) is to be delivered before the instruction goes on. */
+static bool could_be(struct vcpu *v)
 {
-    return !(v->exit.u.fault.gpa % PAGE_SIZE) && !(v->gpr[GPR_RDI] % PAGE_SIZE) && (uint32_t)v->gpr[GPR_RCX] >= PAGE_SIZE / 8 &&
-           !(uint8_t)v->gpr[GPR_RAX] && !(v->rflags & (RFLAGS_DF | RFLAGS_TF));
+    return vcpu_may_clear_page(v) && !(v->exit.u.fault.gpa % PAGE_SIZE) && !(v->rflags & (RFLAGS_DF | RFLAGS_TF)) && !hvm()->event_pending(v) &&
+           !(hvm()->get_reg(v, VCPU_DR7) & DR7_ENABLED);
 }
 
 static bool decode_run(const struct emulate_state *s, const struct insn *i, struct zero_run *r)
@@ -57,14 +62,10 @@ bool zero_store(struct vcpu *v)
     struct emulate_state s;
     struct insn i;
     struct zero_run r;
-    uint64_t begun = time_tsc(), pages = 0;
     if (!could_be(v))
         return false;
-    enum emulate_result fetched = emulate_vcpu_fetch(v, &i, &out);
-    if (fetched != EMULATE_DONE)
-        return fetched == EMULATE_FAULT; /* it was injected: the code went away under us */
-    emulate_vcpu_state(v, &s);
-    if (!decode_run(&s, &i, &r))
+    uint64_t begun = time_tsc(), pages = 0;
+    if (emulate_vcpu_look(v, &s, &i, &out) != EMULATE_DONE || !decode_run(&s, &i, &r))
         return false;
     const uint64_t per_page = PAGE_SIZE / r.size;
     while (pages < PAGES_MAX && r.count >= per_page && page_is_zero(v, &s, r.offset)) {

@@ -149,7 +149,7 @@ static void write_controls(struct vmx_vcpu *s)
     vmwrite(VMCS_MSR_BITMAP, vmx_msr_bitmap_hpa());
     if (f->tpr_shadow) {
         vmwrite(VMCS_VIRTUAL_APIC, s->apic_hpa);
-        vmwrite(VMCS_TPR_THRESHOLD, 0);
+        vmwrite(VMCS_TPR_THRESHOLD, s->tpr_threshold = 0);
     }
     vmwrite(VMCS_CR0_MASK, ~VMX_CR0_GUEST_OWNED);
     vmwrite(VMCS_CR4_MASK, ~VMX_CR4_GUEST_OWNED);
@@ -227,5 +227,6 @@ void vmx_vcpu_reset(struct vcpu *v)
     vmwrite(VMCS_ACTIVITY_STATE, 0);
     vmwrite(VMCS_PENDING_DEBUG, 0);
     vmx_request_irq_window(v, false);
+    vmx_set_tpr_alarm(v, 0);
     vmx_request_nmi_window(v, false);
 }

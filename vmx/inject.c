@@ -71,6 +71,16 @@ static void set_proc_control(struct vcpu *v, uint32_t bit, bool on)
 void vmx_request_irq_window(struct vcpu *v, bool on) { set_proc_control(v, VMX_PROC_IRQ_WINDOW, on); }
 void vmx_request_nmi_window(struct vcpu *v, bool on) { set_proc_control(v, VMX_PROC_NMI_WINDOW, on); }
 
+/* Without a TPR shadow every access to CR8 exits. */
+void vmx_set_tpr_alarm(struct vcpu *v, uint8_t tpr_class)
+{
+    struct vmx_vcpu *s = vmx_of(v);
+    if (!s->apic_page || s->tpr_threshold == tpr_class)
+        return;
+    vmx_current(v);
+    vmwrite(VMCS_TPR_THRESHOLD, s->tpr_threshold = tpr_class);
+}
+
 void vmx_set_pause_exits(struct vcpu *v, bool on)
 {
     if (!(vmx_features()->proc2 & VMX_PROC2_PAUSE_LOOP))
@@ -186,4 +196,5 @@ void vmx_load(struct vcpu *v, const struct hvm_saved *in)
     s->event_len = saved.event_len;
     vmx_request_irq_window(v, false);
     vmx_request_nmi_window(v, false);
+    vmx_set_tpr_alarm(v, 0);
 }

@@ -316,6 +316,8 @@ void vmx_set_cr8(struct vcpu *v, uint8_t tpr_class)
     if (s->apic_page)
         s->apic_page[VIRTUAL_APIC_TPR] = (uint8_t)((tpr_class & 0xf) << 4);
     s->cr8 = tpr_class & 0xf;
+    if (unlikely(s->tpr_threshold > s->cr8)) /* 27.2.1.1: an entry would be refused; what waited for this is deliverable now */
+        vmx_set_tpr_alarm(v, 0);
 }
 
 uint8_t vmx_get_cr8(struct vcpu *v)

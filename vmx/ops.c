@@ -141,7 +141,7 @@ static inline enum vmx_entry_result enter(struct vcpu *v, struct vmx_vcpu *s)
 static inline bool resolved_fault(struct vcpu *v)
 {
     uint64_t q = vmread(VMCS_EXIT_QUALIFICATION);
-    unsigned access = q & VMX_EPT_EXEC ? DMM_EXEC : q & VMX_EPT_WRITE ? DMM_READ | DMM_WRITE | DMM_GUEST : DMM_READ;
+    unsigned access = q & VMX_EPT_EXEC ? DMM_EXEC : q & VMX_EPT_WRITE ? DMM_READ | DMM_WRITE : DMM_READ;
     if ((q & (VMX_EPT_LINEAR_VALID | VMX_EPT_FINAL)) == VMX_EPT_LINEAR_VALID)
         access |= DMM_WALK;
     return vcpu_shortcut_fault(v, gpa_to_gfn(vmread(VMCS_GUEST_PHYSICAL_ADDRESS)), access);

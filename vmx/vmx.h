@@ -41,6 +41,7 @@ struct vmx_vcpu {
     uint64_t lazy[VMX_LAZY_COUNT]; /* current while no CPU has them: see struct vmx_cpu */
     uint64_t apic_hpa;
     uint8_t cr8;               /* without a TPR shadow */
+    uint8_t tpr_threshold;     /* as the VMCS has it */
 };
 
 /* entry.asm knows it */
@@ -121,6 +122,7 @@ bool vmx_can_inject_intr(struct vcpu *v);
 bool vmx_inject(struct vcpu *v, const struct vm_event *ev);
 bool vmx_event_pending(struct vcpu *v);
 void vmx_request_irq_window(struct vcpu *v, bool on);
+void vmx_set_tpr_alarm(struct vcpu *v, uint8_t tpr_class);
 bool vmx_nmi_blocked(struct vcpu *v);
 void vmx_request_nmi_window(struct vcpu *v, bool on);
 void vmx_set_pause_exits(struct vcpu *v, bool on);

@@ -65,9 +65,9 @@ mfn_t hva_to_mfn(const void *hva);
 
 /* ---- spaces ------------------------------------------------------------------------------------------- */
 
-/* DMM_WALK and DMM_GUEST go with the others: the CPU's walk of the guest's page tables did it, so the page is one of them; the guest's own
- * instruction did it, and the caller knows DMM_FAULT_ZERO_STORE. */
-enum dmm_access { DMM_READ = 1, DMM_WRITE = 2, DMM_EXEC = 4, DMM_WALK = 8, DMM_GUEST = 16 };
+/* DMM_WALK and DMM_MAY_CLEAR go with the others: the CPU's walk of the guest's page tables did it, so the page is one of them; the guest's
+ * registers are such that its instruction may be one that clears whole pages, and the caller knows DMM_FAULT_ZERO_STORE. */
+enum dmm_access { DMM_READ = 1, DMM_WRITE = 2, DMM_EXEC = 4, DMM_WALK = 8, DMM_MAY_CLEAR = 16 };
 
 enum dmm_fault_result {
     DMM_FAULT_RETRY,    /* the page is usable for this access now: run the instruction again */
@@ -76,7 +76,7 @@ enum dmm_fault_result {
     DMM_FAULT_HOLE,     /* not memory of this VM: the caller decides (device, open bus) */
     DMM_FAULT_DENIED,   /* memory, but this access is never allowed (image-ro executed as device, poison) */
     DMM_FAULT_ZERO_STORE, /* the page reads as zero and frames are dear: if the instruction stores nothing but zeros to whole pages, do without
-                           * (dmm_is_zero_without_frame(), dmm_zero_stored()); else ask again without DMM_GUEST */
+                           * (dmm_is_zero_without_frame(), dmm_zero_stored()); else ask again without DMM_MAY_CLEAR */
 };
 const char *dmm_fault_result_name(enum dmm_fault_result r);
 

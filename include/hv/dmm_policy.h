@@ -16,6 +16,7 @@ struct json_writer;
 struct dmm_touch {
     gfn_t gfn;
     unsigned access;           /* enum dmm_access */
+    bool may_clear;            /* the instruction may be one that stores zeros to whole pages */
     bool region_empty;         /* the whole aligned 2 MiB region is EMPTY RAM of this VM */
     uint64_t free_pages, total_pages, reserve_pages;
     uint64_t pool_room_pages;  /* how many more the pool may hold */
@@ -28,15 +29,14 @@ struct dmm_populate_plan {
     enum dmm_populate_size size;
     unsigned around_before, around_after; /* EMPTY neighbours to map too (4K only), clipped to the 2 MiB region */
     bool zero_page;            /* a read: map the shared zero page and no frame at all (4K only) */
-    bool zero_store;           /* a write: if it stores zeros to whole pages, they need no frame either; worth a look at the instruction */
+    bool zero_store;           /* may_clear: if it does, the pages need no frame either; worth a look at the instruction */
 };
 
 /* When a populate policy wants to be asked; else the page alone is mapped, without the cost of asking. The first touch of a
- * region is asked about always. */
+ * region is asked about always, and so is one that may clear pages. */
 enum dmm_populate_ask {
     DMM_ASK_WALK = 1,    /* streak > 0 with stride 1 or -1 */
     DMM_ASK_READ = 2,    /* no write */
-    DMM_ASK_ALWAYS = 4,
 };
 
 struct dmm_policy_param { const char *name, *help; uint64_t value, min, max; };

@@ -61,6 +61,8 @@ enum vcpu_reg { VCPU_CR0, VCPU_CR2, VCPU_CR3, VCPU_CR4, VCPU_EFER, VCPU_DR6, VCP
     OP(bool, inject, (struct vcpu *vcpu, const struct vm_event *ev))                                       \
     OP(bool, event_pending, (struct vcpu *vcpu))                                                           \
     OP(void, request_irq_window, (struct vcpu *vcpu, bool on))                                             \
+    /* An interrupt of this class waits for the guest to lower CR8 below it: that should exit. At most CR8 as it is; 0: nothing waits. */   \
+    OP(void, set_tpr_alarm, (struct vcpu *vcpu, uint8_t tpr_class))                                        \
     OP(bool, nmi_blocked, (struct vcpu *vcpu))                                                             \
     OP(void, request_nmi_window, (struct vcpu *vcpu, bool on))                                             \
     /* The guest spins with PAUSE: should that exit? Where the CPU can tell a long spin by itself it does, whatever this says. */        \

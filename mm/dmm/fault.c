@@ -122,7 +122,7 @@ __attribute__((noinline)) static struct outcome touch_as_planned(struct dmm_spac
 {
     struct dmm_populate_plan plan = { .size = DMM_POPULATE_4K };
     policy_plan_populate(s, gfn_of(gfn), access, r, &plan);
-    if (plan.zero_store && (access & (DMM_WRITE | DMM_WALK | DMM_GUEST)) == (DMM_WRITE | DMM_GUEST))
+    if (plan.zero_store && (access & DMM_MAY_CLEAR))
         return OUTCOME(DMM_FAULT_ZERO_STORE, DMM_CAUSE_ZERO_STORE);
     if (plan.size == DMM_POPULATE_2M && fill_large(s, r, gfn)) {
         s->last_gfn = gfn | (LARGE_PAGES - 1);
@@ -142,7 +142,7 @@ static inline __attribute__((always_inline)) struct outcome first_touch(struct d
     s->stride = stride;
     unsigned asks = populate_asks;
     if (unlikely((asks & DMM_ASK_WALK && s->streak && (uint64_t)stride + 1 <= 2) || (asks & DMM_ASK_READ && !(access & DMM_WRITE)) ||
-                 !r->filled_pages || asks & DMM_ASK_ALWAYS))
+                 !r->filled_pages || access & DMM_MAY_CLEAR))
         return touch_as_planned(s, r, gfn, access);
     return touch_page(s, r, gfn, access, NULL);
 }
@@ -192,7 +192,7 @@ static struct outcome resolve(struct dmm_space *s, struct region *r, gfn_t gfn, 
 static bool may_be_zero_store(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access)
 {
     struct dmm_populate_plan plan = { .size = DMM_POPULATE_4K };
-    if (!(populate_asks & DMM_ASK_ALWAYS) || (access & (DMM_WALK | DMM_GUEST)) != DMM_GUEST)
+    if (!(access & DMM_MAY_CLEAR))
         return false;
     policy_plan_populate(s, gfn, access, r, &plan);
     return plan.zero_store;

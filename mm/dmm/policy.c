@@ -88,7 +88,7 @@ void policy_plan_populate(struct dmm_space *s, gfn_t gfn, unsigned access, const
         return; /* switched off just now */
     uint64_t charged = __atomic_load_n(&s->charged, __ATOMIC_RELAXED);
     const struct dmm_touch touch = {
-        .gfn = gfn, .access = access, .region_empty = r->filled_pages == 0 && r->ram_pages == LARGE_PAGES,
+        .gfn = gfn, .access = access, .may_clear = access & DMM_MAY_CLEAR, .region_empty = r->filled_pages == 0 && r->ram_pages == LARGE_PAGES,
         .free_pages = frame_available_hint(), .total_pages = frame_total_pages(), .reserve_pages = frame_reserve_pages(),
         .pool_room_pages = charged < s->max_pages ? s->max_pages - charged : 0,
         .last_gfn = gfn_of(s->last_gfn), .streak = s->streak, .stride = s->stride,

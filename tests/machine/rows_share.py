@@ -175,7 +175,8 @@ def share_oracle(bench):
 
 @row("share-oracle-large", timeout=400, memory="1G", backends=("svm",), why=NO_DUMP)
 def share_oracle_large(bench):
-    """The same on 2 MiB mappings. One dirty bit speaks for 512 pages, so what is in use is found when it has come to rest."""
+    """The same on 2 MiB mappings. One dirty bit speaks for 512 pages, so what is in use is found when it has come to rest;
+    a mapping with a pinned page stays whole."""
     m, names = start_linux(bench, True)
     each(m, "pause", names)
     before = ask_oracle(bench, m, names)
@@ -190,8 +191,9 @@ def share_oracle_large(bench):
     require(after["missed"] * 100 < after["possible"], f"beside 2 MiB mappings it missed {after['missed']} pages: {after}")
     m.json("dedup sweep", 120)
     after = ask_oracle(bench, m, names)
-    percent = found(m, after, before)
-    require(percent >= 98, f"when all was at rest a sweep found {percent:.2f} %: {after}")
+    found(m, after, before)
+    held = 512 * sum(v["pinned_pages"] for v in m.json("mem")["vms"]) # a mapping with a pinned page can not be broken
+    require(after["missed_in_2m"] <= held and after["missed"] * 50 < after["possible"], f"when all was at rest a sweep missed too much: {after}")
     still_there(m, names)
 
 
@@ -229,7 +231,7 @@ def share_groups(bench):
 # ---- too little memory --------------------------------------------------------------------------------------------------------
 
 
-WHY = "(no free frame|set aside for minima and un-sharing of others)"
+WHY = "(no free frame|free are set aside for)"
 
 
 def press(m, name, key):

@@ -136,6 +136,36 @@ static bool guest_access(struct vm_model *v, uint64_t g, bool write)
     return false;
 }
 
+static unsigned cleared[2]; /* with a frame, without */
+
+/* The guest stores zeros to the whole page with one instruction, and its caller of dmm_fault() can do without a frame. */
+static void guest_clears(struct vm_model *v, uint64_t g)
+{
+    struct dmm_usage before, after;
+    for (unsigned tries = 0; tries < 4 && !is_hole(g); tries++) {
+        uint64_t *page = translate(v, g, true);
+        if (page) {
+            fill(page, v->stamp[g] = 0);
+            cleared[0]++;
+            return;
+        }
+        dmm_space_usage(v->s, &before);
+        enum dmm_fault_result r = dmm_fault(v->s, gfn_of(g), DMM_READ | DMM_WRITE | DMM_MAY_CLEAR);
+        dmm_space_usage(v->s, &after);
+        if (r == DMM_FAULT_STALLED)
+            return;
+        if (r == DMM_FAULT_ZERO_STORE) {
+            assert_true(dmm_is_zero_without_frame(v->s, gfn_of(g)) && v->stamp[g] == 0);
+            assert_int_equal(after.charged, before.charged);
+            dmm_zero_stored(v->s, 1, 100);
+            cleared[1]++;
+            return;
+        }
+        assert_int_equal(r, DMM_FAULT_RETRY);
+    }
+    assert_true(is_hole(g));
+}
+
 static void map_file(struct vm_model *v, uint64_t g)
 {
     unsigned first = (unsigned)host_random(HOST_FILE_PAGES), pages = 1 + (unsigned)host_random(HOST_FILE_PAGES - first);
@@ -453,7 +483,7 @@ static void step(void)
     case 6: dmm_reform_large(v->s, gfn_of(g)); break;
     case 7: if (host_random(12) == 0) destroy(v); else if (host_random(20) == 0) clear(v); break;
     case 8: frame_zero_some((unsigned)host_random(700)); break;
-    case 9: dmm_policy_set(dmm_policy_find("demand"), "zero_read", host_random(3)); break;
+    case 9: dmm_policy_set(dmm_policy_find("demand"), host_random(2) ? "zero_read" : "zero_store", host_random(3)); break;
     case 10: dmm_policy_set(dmm_policy_find("demand"), "large_free_percent", host_random(2) ? 0 : 101); break;
     case 11: disturb(v, g, true); break;
     case 12: disturb(v, g, false); break;
@@ -463,6 +493,7 @@ static void step(void)
     case 17: if (host_random(10) == 0) dmm_set_class(v->s, (enum dmm_class)host_random(3)); break;
     case 20: freeze_or_thaw(v); break;
     case 21: collapse(v, g); break;
+    case 22: guest_clears(v, g); break;
     case 18: if (host_random(10) == 0) dmm_group_set_secure(1 + (unsigned)host_random(2), host_random(2)); break;
     default:
         for (unsigned n = 0; n < 4; n++)
@@ -495,6 +526,7 @@ static void test_random_against_model(void **state)
         dmm_fault_summary(NULL, (enum dmm_fault_cause)c, &h);
     assert_int_equal(frame_count(FRAME_GUEST) + frame_count(FRAME_SHARED), 0);
     assert_true(disturbed[0] > 10 && disturbed[1] > 10);
+    assert_true(cleared[0] > 20 && cleared[1] > 20);
     for (unsigned n = 0; n < DMM_MERGE_RESULT_COUNT; n++)
         print_message("merges %s: %u\n", dmm_merge_result_name((enum dmm_merge_result)n), merges[n]);
     assert_true(merges[DMM_MERGE_DONE] > 100 && merges[DMM_MERGE_ZEROED] > 100 && merges[DMM_MERGE_DIFFERENT] > 20);

@@ -92,6 +92,7 @@ static void assert_alike(struct one *a, struct one *b)
     assert_int_equal(a->b.s.cpl, b->b.s.cpl);
     assert_int_equal(a->b.s.cr0, b->b.s.cr0);
     assert_int_equal(a->b.c.cr_read, b->b.c.cr_read);
+    assert_int_equal(a->b.c.cr_write, b->b.c.cr_write);
     assert_int_equal(a->b.c.event_inj, b->b.c.event_inj);
     assert_int_equal(a->b.c.interrupt_shadow, b->b.c.interrupt_shadow);
     assert_int_equal(a->b.c.misc1, b->b.c.misc1);
@@ -135,6 +136,8 @@ static void copies(void **state)
             round_trip(&b, 0, 0x1000, 0);
         inject_something(&a, (unsigned)rand() % 6);
         svm_request_irq_window(&b.v, true);
+        svm_set_tpr_alarm(&b.v, (uint8_t)(1 + rand() % 15));
+        assert_true(b.b.c.cr_write & BIT64(8));
         b.b.c.exit_int_info = SVM_EVENT_MAKE(SVM_EVENT_INTR, 0x99);
         copy(&a, &b);
         assert_int_equal(b.s.clean, 0);

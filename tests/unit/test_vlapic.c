@@ -52,6 +52,8 @@ static void random_against_model(void **state)
         unsigned ppr = service >= 0 && (tpr & 0xf0) < ((unsigned)service & 0xf0) ? (unsigned)service & 0xf0 : tpr;
         int expect = request >= 0 && ((unsigned)request & 0xf0) > (ppr & 0xf0) ? request : -1;
         assert_int_equal(pending(v), expect);
+        bool tpr_holds = expect < 0 && request >= 0 && (request >> 4) > (service < 0 ? 0 : service >> 4);
+        assert_int_equal(vdev_platform_ops.irq.masked(v), tpr_holds ? request >> 4 : 0);
         assert_int_equal(lapic_read(v, 0xa0), ppr);
         if (expect >= 0 && rnd() % 2) {
             assert_int_equal(take(v), expect);

@@ -213,6 +213,12 @@ static void cr8_with_and_without_a_tpr_shadow(void **state)
     assert_int_equal(page[0x80], 0x90);
     page[0x80] = 0x50;
     assert_int_equal(vmx_get_cr8(&v), 5);
+    vmx_set_tpr_alarm(&v, 5);
+    assert_int_equal(host_vmcs[VMCS_TPR_THRESHOLD], 5);
+    vmx_set_cr8(&v, 6);
+    assert_int_equal(host_vmcs[VMCS_TPR_THRESHOLD], 5);
+    vmx_set_cr8(&v, 4); /* a threshold above the shadow would have the entry refused (27.2.1.1) */
+    assert_int_equal(host_vmcs[VMCS_TPR_THRESHOLD], 0);
 }
 
 static void page_directory_pointers_are_loaded_when_the_mode_has_them(void **state)

@@ -4,7 +4,7 @@
 #include "include/hv/types.h"
 #define MAX_PCPUS 256
 enum percpu_slot { PERCPU_SCHED, PERCPU_TIMER, PERCPU_FRAMES, PERCPU_HVM, PERCPU_FPU, PERCPU_MM, PERCPU_STATS, PERCPU_SLOT_COUNT };
-struct percpu { unsigned id; void *slot[PERCPU_SLOT_COUNT]; };
+struct percpu { unsigned id; volatile bool need_resched; void *slot[PERCPU_SLOT_COUNT]; };
 extern _Thread_local struct percpu host_percpu;
 /* As on the machine, the compiler is not to reason about the address (with gcc 12, UBSan's check of it against NULL misfires otherwise). */
 static inline struct percpu *this_cpu(void)

@@ -38,7 +38,6 @@ all: $(OUT)/palimpsest.elf $(OUT)/BOOTX64.EFI $(OUT)/palimpsest.mb2
 
 # --- the hypervisor ---------------------------------------------------------------------------------------------------
 
-# vmx/ joins the image when it is complete
 HV_DIRS := lib x86 core mm mm/dmm policies drivers vm svm vmx vdev
 HV_C    := $(filter-out %/asm_offsets.c,$(foreach d,$(HV_DIRS),$(sort $(wildcard $(d)/*.c))))
 HV_ASM  := boot/entry.asm boot/trampoline.asm $(foreach d,$(HV_DIRS),$(sort $(wildcard $(d)/*.asm)))
@@ -288,6 +287,7 @@ bench-run: all tiny-guests $(BENCH_BIN) build/guest-kernel/vmlinuz build/guests/
 	    ($$1 + $$2) / 1024, $$3 / 1024 }'
 	$(Q)for b in $(BENCH_BIN); do $$b || exit 1; done
 	$(Q)PALIMPSEST_BUILD=$(OUT) tests/bench/run
+	$(Q)PALIMPSEST_BUILD=$(OUT) tests/bench/run --backend vmx
 	$(Q)PALIMPSEST_BUILD=$(OUT) tests/bench/memory --slow 2
 
 # --- static checks ----------------------------------------------------------------------------------------------------
@@ -306,7 +306,7 @@ check-headers:
 	    echo "headers: $$((n-bad)) passed, $$bad failed"; [ $$bad = 0 ]
 
 clean:
-	$(Q)rm -rf build/release build/debug build/unit build/fuzz build/bench build/guests build/palimpsest.img build/palimpsest.iso
+	$(Q)rm -rf build/release build/debug build/unit build/fuzz build/bench build/guests build/machine build/palimpsest.img build/palimpsest.iso
 
 help:
 	@echo 'make                  the hypervisor: build/release/palimpsest.elf and BOOTX64.EFI (DEBUG=1: build/debug)'

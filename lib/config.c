@@ -84,14 +84,24 @@ static bool set_flag(bool *out, const char *key, const char *value, struct confi
     return true;
 }
 
+/* May stand in quotes, as at the console and in tools/mkimage. */
 static bool set_file(char *out, const char *key, const char *value, struct config_error *err)
 {
-    if (!*value)
+    size_t len = strlen(value);
+    bool quoted = len > 1 && value[0] == '"' && value[len - 1] == '"';
+    value += quoted;
+    len -= 2 * quoted;
+    bool rooted = len && (value[0] == '/' || value[0] == '\\');
+    value += rooted;
+    len -= rooted;
+    if (!len)
         return fail(err, "%s: no file named", key);
     if (strstr(value, ".."))
         return fail(err, "%s: \"%.40s\": .. is not allowed", key, value);
-    if (!str_copy(out, CONFIG_FILE_MAX, value[0] == '/' || value[0] == '\\' ? value + 1 : value))
+    if (len >= CONFIG_FILE_MAX)
         return fail(err, "%s: file name longer than %d characters", key, CONFIG_FILE_MAX - 1);
+    memcpy(out, value, len);
+    out[len] = 0;
     for (; *out; out++)
         if (*out == '\\')
             *out = '/';

@@ -24,7 +24,7 @@ static bool any_vcpu(const struct vm *vm, enum vcpu_state s)
 /* What there is to say about its state, in words; "" if nothing. */
 static void describe(struct vm *vm, char *buf, size_t size)
 {
-    struct dmm_usage u;
+    char lacks[VM_WHY_MAX - 16];
     buf[0] = 0;
     spin_lock(&vm->lock);
     if (vm->state == VM_STOPPED)
@@ -32,18 +32,8 @@ static void describe(struct vm *vm, char *buf, size_t size)
     spin_unlock(&vm->lock);
     if (vm->state != VM_RUNNING || !any_vcpu(vm, VCPU_STALLED))
         return;
-    dmm_space_usage(vm->space, &u);
-    switch (dmm_stall_reason(vm->space)) {
-    case DMM_STALL_MAXIMUM:
-        snprintf(buf, size, "stalled: it holds its maximum of %lu KiB", u.max * 4);
-        break;
-    case DMM_STALL_SET_ASIDE:
-        snprintf(buf, size, "stalled: it is %s, and the %lu KiB free are set aside for others",
-                 dmm_class_name(dmm_get_class(vm->space)), frame_free_pages() * 4);
-        break;
-    default:
-        snprintf(buf, size, "stalled: the machine has no free frame left (%lu KiB free)", frame_free_pages() * 4);
-    }
+    dmm_stall_text(vm->space, lacks, sizeof(lacks));
+    snprintf(buf, size, "stalled: %s", lacks);
 }
 
 static const char *shown_state(const struct vm *vm)
@@ -88,6 +78,9 @@ static void json_vcpus(struct json_writer *w, struct vm *vm)
         json_object_begin(w);
         json_kv_string(w, "state", vcpu_state_name(vm->vcpus[n]->state));
         json_kv_u64(w, "exits", exits_of(vm->vcpus[n]));
+        char rip[24];
+        snprintf(rip, sizeof(rip), "%#lx", vm->vcpus[n]->rip);
+        json_kv_string(w, "rip", rip);
         json_kv_u64(w, "pcpu", vm->vcpus[n]->thread.pcpu);
         uint64_t run_ns, steal_ns;
         thread_times(&vm->vcpus[n]->thread, &run_ns, &steal_ns);
@@ -98,7 +91,32 @@ static void json_vcpus(struct json_writer *w, struct vm *vm)
     json_array_end(w);
 }
 
-static void json_vm(struct json_writer *w, struct vm *vm)
+/* What `vm show` says beyond a line of `vm list`. */
+static void json_details(struct json_writer *w, struct vm *vm, const struct dmm_usage *u)
+{
+    const struct config_vm *c = vm->config;
+    const struct { const char *key; uint64_t value; } numbers[] = {
+        {"age_s", (time_ns() - vm->created_ns) / 1000000000}, {"resident_large_pages", u->resident_large}, {"shared_pages", u->shared},
+        {"zero_pages", u->zero}, {"empty_pages", u->empty}, {"min_pages", u->min}, {"max_pages", u->max}, {"weight", c->weight},
+        {"p2m_pages", u->p2m_pages}, {"state_pages", u->state_pages}, {"heap_bytes", u->heap_bytes},
+    };
+    json_kv_string(w, "kernel", c->kernel);
+    json_kv_string(w, "initrd", c->initrd);
+    json_kv_string(w, "cmdline", c->cmdline);
+    json_key(w, "modules");
+    json_array_begin(w);
+    for (uint32_t n = 0; n < c->module_count; n++) {
+        json_object_begin(w);
+        json_kv_string(w, "file", c->modules[n].file);
+        json_kv_string(w, "arguments", c->modules[n].args);
+        json_object_end(w);
+    }
+    json_array_end(w);
+    for (size_t n = 0; n < ARRAY_SIZE(numbers); n++)
+        json_kv_u64(w, numbers[n].key, numbers[n].value);
+}
+
+static void json_vm(struct json_writer *w, struct vm *vm, bool details)
 {
     char why[VM_WHY_MAX];
     struct dmm_usage u;
@@ -116,17 +134,21 @@ static void json_vm(struct json_writer *w, struct vm *vm)
         json_u64(w, (uint64_t)vm->exit_code);
     json_kv_u64(w, "reboots", vm->reboots);
     json_usage(w, &u);
+    json_kv_string(w, "group", vm->config->group);
+    json_kv_string(w, "class", dmm_class_name(dmm_get_class(vm->space)));
     json_kv_u64(w, "output_dropped_bytes", vuart_console.output_dropped(vm));
     json_vcpus(w, vm);
     json_kv_string(w, "forked_from", vm->forked_from);
     json_key(w, "snapshots");
     cmd_vm_json_snapshots(w, vm);
+    if (details)
+        json_details(w, vm, &u);
     json_object_end(w);
 }
 
 static bool list_json(struct vm *vm, void *arg)
 {
-    json_vm(arg, vm);
+    json_vm(arg, vm, false);
     return true;
 }
 
@@ -167,9 +189,11 @@ static void show_text(struct vm *vm)
     con_printf("cmdline    %s\n", c->cmdline);
     for (uint32_t n = 0; n < c->module_count; n++)
         con_printf("module     %s %s\n", c->modules[n].file, c->modules[n].args);
-    con_printf("memory     %lu KiB: resident %lu (in 2 MiB mappings %lu), from boot files %lu, zero %lu, never touched %lu\n", u.configured * 4,
-               u.resident * 4, u.resident_large * 4, u.image_shared * 4, u.zero * 4, u.empty * 4);
+    con_printf("memory     %lu KiB: resident %lu (in 2 MiB mappings %lu), from boot files %lu, shared %lu, zero %lu, never touched %lu\n",
+               u.configured * 4, u.resident * 4, u.resident_large * 4, u.image_shared * 4, u.shared * 4, u.zero * 4, u.empty * 4);
     con_printf("pool       holds %lu KiB, min %lu, max %lu, weight %u\n", u.charged * 4, u.min * 4, u.max * 4, c->weight);
+    con_printf("sharing    %s%s, %s: %lu KiB set aside for when it writes\n", c->group[0] ? "in group " : "with itself only", c->group,
+               dmm_class_name(dmm_get_class(vm->space)), u.covered * 4);
     con_printf("overhead   nested tables %lu KiB, state %lu KiB, records %lu bytes\n", u.p2m_pages * 4, u.state_pages * 4, u.heap_bytes);
     for (unsigned n = 0; n < vm->vcpu_count; n++) {
         const struct vcpu *v = vm->vcpus[n];
@@ -196,7 +220,7 @@ static enum cmd_result done(struct cmd_ctx *c, const struct vm *vm, const char *
 static enum cmd_result show(struct cmd_ctx *c, struct vm *vm)
 {
     if (c->want_json)
-        json_vm(c->json, vm);
+        json_vm(c->json, vm, true);
     else
         show_text(vm);
     return CMD_OK;
@@ -407,7 +431,7 @@ static enum cmd_result set(struct cmd_ctx *c)
     if (vm_set_scheduling(vm, &cfg, why) != VM_OK)
         return cmd_error(c, "%s", why);
     if (c->want_json)
-        json_vm(c->json, vm);
+        json_vm(c->json, vm, true);
     return CMD_OK;
 }
 

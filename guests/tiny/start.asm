@@ -1,5 +1,6 @@
 ; Entry of a tiny guest: multiboot 1 hands over in 32-bit mode without paging; this maps the first 4 GiB one to one with 2 MiB pages,
-; enters 64-bit mode and calls tiny_start(info). With FLAT the header carries addresses, for a loader that knows no ELF.
+; enters 64-bit mode and calls tiny_start(info). With FLAT the header carries addresses, for a loader that knows no ELF. With PVH there is a note
+; with the entry instead of the header, and the information is Xen's.
 ; Below: one stub per vector, all ending in tiny_trap(frame).
 
 MAGIC equ 0x1badb002
@@ -12,18 +13,28 @@ FLAGS equ 0x3
 extern tiny_start, tiny_trap, image_end, data_end
 global start, tiny_stubs, tiny_gdt, tiny_pml4, tiny_ap_start, tiny_ap_end
 
+%ifdef PVH
+section .pvh progbits alloc noexec nowrite align=4
+    dd 4, 4, 18                         ; XEN_ELFNOTE_PHYS32_ENTRY
+    db "Xen", 0
+    dd start
+%else
 section .multiboot progbits alloc noexec nowrite align=4
 header:
     dd MAGIC, FLAGS, -(MAGIC + FLAGS) & 0xffffffff
 %ifdef FLAT
     dd header, header, data_end, image_end, start
 %endif
+%endif
 
 section .text
 bits 32
 start:
     cmp eax, 0x2badb002
+    je .known
+    cmp dword [ebx], 0x336ec578         ; PVH's start info
     jne .stop
+.known:
     mov esp, stack_top
     mov esi, ebx
     mov edi, tiny_pd                    ; four tables of 512 large pages

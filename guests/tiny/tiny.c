@@ -210,10 +210,39 @@ void exit_vm(uint32_t code)
         asm volatile("cli\n hlt");
 }
 
+/* Xen's include/public/arch-x86/hvm/start_info.h, version 1. */
+struct hvm_start_info {
+    uint32_t magic, version, flags, nr_modules;
+    uint64_t modlist, cmdline, rsdp, memmap;
+    uint32_t memmap_entries, reserved;
+};
+struct hvm_module { uint64_t paddr, size, cmdline, reserved; };
+struct hvm_memory { uint64_t base, size; uint32_t type, reserved; };
+enum { PVH_MAGIC = 0x336ec578 };
+bool tiny_by_pvh;
+
+/* What PVH hands over, as multiboot would have. */
+static const struct multiboot_info *from_pvh(const struct hvm_start_info *si)
+{
+    static struct multiboot_info info;
+    static struct multiboot_module modules[4];
+    static struct multiboot_mmap memory[16];
+    const struct hvm_module *mod = (const void *)si->modlist;
+    const struct hvm_memory *map = (const void *)si->memmap;
+    info = (struct multiboot_info){.flags = 4 | 8 | 64, .cmdline = (uint32_t)si->cmdline, .mods_addr = (uint32_t)(uint64_t)modules,
+                                   .mmap_addr = (uint32_t)(uint64_t)memory};
+    for (uint32_t n = 0; n < si->nr_modules && n < 4; n++, info.mods_count++)
+        modules[n] = (struct multiboot_module){(uint32_t)mod[n].paddr, (uint32_t)(mod[n].paddr + mod[n].size), (uint32_t)mod[n].cmdline, 0};
+    for (uint32_t n = 0; n < si->memmap_entries && n < 16; n++, info.mmap_length += sizeof(memory[0]))
+        memory[n] = (struct multiboot_mmap){sizeof(memory[0]) - 4, map[n].base, map[n].size, map[n].type};
+    return &info;
+}
+
 void tiny_start(uint32_t info)
 {
     struct { uint16_t limit; uint64_t base; } __attribute__((packed)) ptr = {sizeof(tiny_idt) - 1, (uint64_t)tiny_idt};
-    tiny_info = (const struct multiboot_info *)(uintptr_t)info;
+    tiny_by_pvh = *(const uint32_t *)(uintptr_t)info == PVH_MAGIC; /* multiboot's has flags there, which never are that */
+    tiny_info = tiny_by_pvh ? from_pvh((const void *)(uintptr_t)info) : (const void *)(uintptr_t)info;
     for (unsigned n = 0; n < 256; n++) {
         uint64_t at = tiny_stubs[n];
         tiny_idt[n].low = (at & 0xffff) | 8 << 16 | UINT64_C(0x8e00) << 32 | (at >> 16 & 0xffff) << 48;

@@ -276,6 +276,8 @@ void dmm_space_bill(struct dmm_space *s, struct dmm_bill *out);
 /* What a vCPU that waits in dmm_wait_memory() lacks, as far as one can tell now. */
 enum dmm_stall { DMM_STALL_NONE, DMM_STALL_MAXIMUM /* its own */, DMM_STALL_NO_FRAME, DMM_STALL_SET_ASIDE /* for others, or other purposes */ };
 enum dmm_stall dmm_stall_reason(const struct dmm_space *s);
+void dmm_stall_text(const struct dmm_space *s, char *buf, size_t size); /* the same in words */
+bool dmm_waits_for_memory(const struct dmm_space *s); /* is anybody in dmm_wait_memory() for it? */
 void dmm_set_class(struct dmm_space *s, enum dmm_class c);
 enum dmm_class dmm_get_class(const struct dmm_space *s);
 /* Once a second, from any thread: how fast do shares break? Insured VMs' covers follow. */

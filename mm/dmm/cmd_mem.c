@@ -181,16 +181,25 @@ static void bill_text(struct dmm_space *s, const struct dmm_bill *b)
     con_printf("    %s%s, %s: %lu KiB set aside for when it writes; %lu.%03lu shares a second break, %lu have\n",
                group ? "in group " : "shares with itself only", group ? group : "", dmm_class_name(dmm_get_class(s)),
                PAGES_TO_KIB(b->covered_pages), b->break_rate_milli / 1000, b->break_rate_milli % 1000, b->breaks);
-    if (u.charged >= u.max)
+    if (dmm_waits_for_memory(s)) {
+        char lacks[128];
+        dmm_stall_text(s, lacks, sizeof(lacks));
+        con_printf("    it waits: %s\n", lacks);
+    } else if (u.charged >= u.max) {
         con_printf("    it has its maximum of %lu KiB, and waits if it wants more\n", PAGES_TO_KIB(u.max));
-    else if (u.min)
+    } else if (u.min) {
         con_printf("    %lu KiB are promised to it, %lu are its maximum\n", PAGES_TO_KIB(u.min), PAGES_TO_KIB(u.max));
+    }
 }
 
 static void bill_json(struct json_writer *w, struct dmm_space *s, const struct dmm_bill *b)
 {
+    char lacks[128] = "";
+    if (dmm_waits_for_memory(s))
+        dmm_stall_text(s, lacks, sizeof(lacks));
     json_object_begin(w);
     json_kv_string(w, "name", dmm_space_name(s));
+    json_kv_string(w, "waits", lacks);
     const struct { const char *key; uint64_t value; } fields[] = {
         { "total_millipages", total_milli(b) }, { "private_millipages", b->private_milli }, { "shared_millipages", b->shared_milli },
         { "boot_file_millipages", b->image_milli }, { "inherited_millipages", b->inherited_milli }, { "overhead_millipages", b->overhead_milli },

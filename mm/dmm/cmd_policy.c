@@ -50,6 +50,17 @@ static enum cmd_result policy_show(struct cmd_ctx *c, struct dmm_policy *p)
     for (unsigned n = 0; n < p->param_count; n++)
         json_kv_u64(c->json, p->params[n].name, p->params[n].value);
     json_object_end(c->json);
+    json_key(c->json, "ranges");
+    json_object_begin(c->json);
+    for (unsigned n = 0; n < p->param_count; n++) {
+        json_key(c->json, p->params[n].name);
+        json_object_begin(c->json);
+        json_kv_u64(c->json, "min", p->params[n].min);
+        json_kv_u64(c->json, "max", p->params[n].max);
+        json_kv_string(c->json, "help", p->params[n].help);
+        json_object_end(c->json);
+    }
+    json_object_end(c->json);
     json_key(c->json, "counters");
     json_object_begin(c->json);
     if (p->show)

@@ -439,9 +439,13 @@ void dmm_wait_memory(struct dmm_space *s, uint64_t timeout_ns)
 {
     struct memory_wait w = { s, __atomic_load_n(&memory_wakes, __ATOMIC_ACQUIRE) };
     __atomic_fetch_add(&frame_waiters, 1, __ATOMIC_SEQ_CST); /* from here on freed frames go where memory_came() sees them */
+    __atomic_fetch_add(&s->memory_waiters, 1, __ATOMIC_RELAXED);
     waitq_wait(&memory_waitq, memory_came, &w, timeout_ns);
+    __atomic_fetch_sub(&s->memory_waiters, 1, __ATOMIC_RELAXED);
     __atomic_fetch_sub(&frame_waiters, 1, __ATOMIC_SEQ_CST);
 }
+
+bool dmm_waits_for_memory(const struct dmm_space *s) { return __atomic_load_n(&s->memory_waiters, __ATOMIC_RELAXED); }
 
 void dmm_wake_memory_waiters(void)
 {

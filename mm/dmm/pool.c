@@ -91,6 +91,20 @@ enum dmm_stall dmm_stall_reason(const struct dmm_space *s)
     return may_have(s, want) ? DMM_STALL_NONE : DMM_STALL_SET_ASIDE;
 }
 
+void dmm_stall_text(const struct dmm_space *s, char *buf, size_t size)
+{
+    switch (dmm_stall_reason(s)) {
+    case DMM_STALL_MAXIMUM:
+        snprintf(buf, size, "it holds its maximum of %lu KiB", (unsigned long)s->max_pages * 4);
+        break;
+    case DMM_STALL_SET_ASIDE:
+        snprintf(buf, size, "it is %s, and the %lu KiB free are set aside for others", dmm_class_name(s->class), (unsigned long)frame_free_pages() * 4);
+        break;
+    default:
+        snprintf(buf, size, "the machine has no free frame left (%lu KiB free)", (unsigned long)frame_free_pages() * 4);
+    }
+}
+
 /* ---- un-sharing ------------------------------------------------------------------------------------------------- */
 
 const char *dmm_class_name(enum dmm_class c)

@@ -90,6 +90,7 @@ struct dmm_space {
     unsigned depth;           /* images below */
     uint64_t frozen_owed;     /* image: what an heir owes from the start */
     uint64_t inherited_charge, inherited_owed; /* atomic: pages of untouched regions that have a frame in the image; that read as something */
+    unsigned memory_waiters;  /* threads in dmm_wait_memory() */
     volatile enum pool_want stalled_for; /* a hint: vCPUs may wait for different things */
 
     /* the pattern of first touches; races between vCPUs only blur a hint */

@@ -89,12 +89,14 @@ def hostile_real(bench):
 def hostile_outside(bench):
     """Page tables, stacks, descriptor tables outside memory, instructions not emulated, endless faults: the VM stops and says why."""
     m = boot(bench)
-    modes = ["walk-hole", "walk-mmio", "walk-far", "walk-string", "stack-hole", "stack-mmio", "stack-call", "idt-hole", "gdt-mmio", "unemulated"]
+    modes = ["walk-hole", "walk-mmio", "walk-far", "walk-leaf", "walk-string", "stack-hole", "stack-mmio", "stack-call", "idt-hole", "gdt-mmio", "unemulated"]
     for mode in modes + ["fault-loop"] * bench.kind.survives_triple_fault:
         create(m, mode, "hostile.elf", f"mode={mode}")
         v = m.vm_stopped(mode, 60)
         require("rip=0x" in v["reason"] and v["exit_code"] is None, f"{mode}: {v['reason']}, code {v['exit_code']}")
         m.json(f"vm destroy {mode}")
+    create(m, "walk-self", "hostile.elf", "mode=walk-self") # a page table in memory may be its own child
+    expect_ok(m, "walk-self", "hostile: mode=walk-self survived", 60)
     check_witness(m)
 
 
@@ -102,6 +104,10 @@ def hostile_outside(bench):
 def hostile_ends(bench):
     """Guests that end or hang themselves: each shows why, and all can be destroyed."""
     m = boot(bench)
+    for mode in ("init", "reset"): # they reset themselves again and again
+        create(m, mode, "hostile.elf", f"mode={mode}")
+        m.vm_until(mode, lambda v: v["reboots"] > 2, 60, f"{mode}: some resets")
+        m.json(f"vm destroy {mode}")
     create(m, "spin", "hostile.elf", "mode=spin")
     create(m, "halt", "hostile.elf", "mode=halt")
     create(m, "triple", "hostile.elf", "mode=triple")

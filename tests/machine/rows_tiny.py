@@ -35,8 +35,8 @@ def expect_ok(m, name, said, timeout=60):
 
 @row("guest-hello", quick=("vmx", "svm-bochs"))
 def guest_hello(bench):
-    """Multiboot by 32-bit ELF, 64-bit ELF and address fields: memory map, command line, modules, exit code."""
-    kernels = ("hello.elf", "hello64.elf", "hello.bin")
+    """Multiboot by 32-bit ELF, 64-bit ELF and address fields, and PVH: memory map, command line, modules, exit code."""
+    kernels = ("hello.elf", "hello64.elf", "hello.bin", "hello-pvh.elf")
     config, files = on_disk(*kernels)
     files["mod"] = bench.bytes_file("mod", b"\xca\xfe\xba\xbe" + bytes(5000))
     m = bench.boot(config + "file = mod\n", files)
@@ -48,6 +48,16 @@ def guest_hello(bench):
         low = re.search(r"memory 0{16} \+ 0{11}([0-9a-f]{5}) type 1", text)
         high = re.search(r"memory 0{10}100000 \+ ([0-9a-f]{16}) type 1", text)
         require(low and high and int(high.group(1), 16) == (31 << 20), f"{kernel}: memory map of 32 MiB: {text}")
+        require(f"hello: {'PVH' if 'pvh' in kernel else 'multiboot'} ok" in text, f"{kernel}: another protocol: {text}")
+    v, text = m.vm("h0"), m.command("vm show h0")
+    said = {"kernel": "hello.elf", "initrd": "", "modules": [{"file": "mod", "arguments": "its arguments"}, {"file": "mod", "arguments": ""}],
+            "resident_large_pages": 0, "zero_pages": 0, "shared_pages": 0, "empty_pages": 8192, "min_pages": 0, "max_pages": 8192, "weight": 100}
+    require(all(v[key] == value for key, value in said.items()) and v["cmdline"].endswith("first second=2"), f"vm show -j: {v}")
+    require(v["overhead_bytes"] == 4096 * (v["p2m_pages"] + v["state_pages"]) + v["heap_bytes"], f"the overhead does not add up: {v}")
+    require(v["age_s"] < 120 and f"rip {v['vcpus'][0]['rip']}," in text, f"vm show, and with -j: {text}\n{v}")
+    policy = m.json("policy show demand")
+    require(set(policy["ranges"]) == set(policy["params"]) and all(r["min"] <= policy["params"][name] <= r["max"] and r["help"]
+            for name, r in policy["ranges"].items()), f"policy show -j: {policy}")
     create(m, "code", "hello64.elf", "code=21")
     text, code = outcome(m, "code")
     require(code == 43, f"exit code {code}, not 43")
@@ -56,6 +66,15 @@ def guest_hello(bench):
     require(outcome(m, "code")[1] == 43, "its second life")
     create(m, "wide", "hello.elf", "code=74565")
     require(outcome(m, "wide")[1] == 149131, f"a code beyond a byte: {m.vm('wide')}")
+
+
+@row("guest-5g", quick=("vmx",))
+def guest_5g(bench):
+    """A guest with ten times the machine's memory, part of it above 4 GiB of its address space."""
+    m = bench.boot(*on_disk("hello.elf"))
+    create(m, "big", "hello.elf", "high", "5G")
+    text = expect_ok(m, "big", r"hello: 31 words above 4 GiB, 0 wrong")
+    require("memory 0000000100000000 + 0000000080000000 type 1" in text, f"the memory map: {text}")
 
 
 @row("guest-ends", timeout=90)

@@ -8,25 +8,28 @@
  * A store and a full fence at once are one step here. Where a variant has none the store goes through a store buffer, as on x86: `_sent` is what
  * the CPU has written, the plain name what others see. Queues change under their locks, `waiting` by locked instructions.
  *
- * A CPU that has chosen looks whether anything waits *anywhere*, and then calls whoever is idle. Its own queue is not enough: a waker calls
- * one CPU, and that one may take something else. Nor is it enough to look on behalf of the thread that it has just left: also one that was
- * sent here while the CPU looked idle is left behind if it runs something else.
+ * Who calls an idle CPU takes its announcement away, so that two who wait call two, and marks it as called first. A CPU that has chosen
+ * calls an idle one for each thread that waits on its own queue, whoever has put it there and why. And if it was called itself and runs
+ * something before it has looked, it passes the call on: the caller has called nobody else. A mark without a call is a look too many, no more.
  *
  * BREAKS: -DLOOK_FIRST     an idle CPU looks for work before it announces itself
  * BREAKS: -DNO_FENCE_IDLE  it does not wait for its announcement to be seen before it looks
  * BREAKS: -DCALL_FIRST     a waker looks for idle CPUs before it has queued its thread
  * BREAKS: -DNO_FENCE_GONE  a CPU looks for waiting threads before others see that the one it left is gone
  * BREAKS: -DCALL_EARLY     it calls while the thread that it leaves still cannot be taken
- * BREAKS: -DONLY_ITS_OWN   it calls only if something waits on its own queue
+ * BREAKS: -DNO_CALL        it calls nobody for those who wait on its queue
  * BREAKS: -DNOT_FROM_IDLE  it does not call when it was idle before
  * BREAKS: -DNOT_IF_STAYS   it does not call when it goes on with the thread that it has
+ * BREAKS: -DKEEP_CALL      it was called, runs something and does not pass the call on
+ * BREAKS: -DONE_CALL       it was called twice before it looked, finds the one and forgets the other
+ * BREAKS: -DMARK_LATE      who calls takes the announcement away before it marks the CPU as called
  */
 #define CPUS 2   /* that choose */
 #define QUEUES 3
 #define NONE 9
 mtype = { IDLE, P, OTHER };
 
-bool announced[CPUS], announced_sent[CPUS], interrupt[QUEUES], need_resched[QUEUES], nothing_runs[QUEUES], halted[CPUS];
+bool announced[CPUS], announced_sent[CPUS], called[CPUS], interrupt[QUEUES], need_resched[QUEUES], nothing_runs[QUEUES], halted[CPUS];
 byte ready[QUEUES];       /* threads on each queue, without P */
 byte waiting;            /* on all queues, with P */
 byte p_queue = NONE;
@@ -50,6 +53,31 @@ inline take(q, t) {
 
 inline announce(v) { d_step { announced_sent[me] = v; announced[me] = v } }
 
+/* Somebody waits whom CPU o could run. One CPU is called, if it is idle. */
+inline call(o) {
+    if
+    :: !has_called && announced[o] ->
+#ifndef MARK_LATE
+        called[o] = true;
+#endif
+        atomic {
+            if
+            :: announced[o] -> announced_sent[o] = false; announced[o] = false; has_called = true
+            :: else
+            fi
+        };
+        if
+        :: has_called ->
+#ifdef MARK_LATE
+            called[o] = true;
+#endif
+            interrupt[o] = true
+        :: else
+        fi
+    :: else
+    fi
+}
+
 /* ---- a CPU that chooses what it runs; what is done under one queue's lock is one step ------------------------------- */
 
 inline pull_from(o) {
@@ -67,33 +95,36 @@ inline pull() {
     pull_from(2);
     atomic {
         if
-        :: got != IDLE -> put(me, got); got = IDLE
+        :: got != IDLE -> put(me, got); got = IDLE; pulled = true
         :: else
         fi
     }
 }
 
-inline call(o) {
-    atomic {
-        if
-        :: calls && announced[o] -> interrupt[o] = true
-        :: else
-        fi
-    }
-}
-
-#ifdef ONLY_ITS_OWN
-#define MUST_CALL (ready[me] || p_queue == me)
-#else
-#define MUST_CALL (waiting > 0)
-#endif
-
+/* runq_finish */
 inline call_idle() {
-    calls = MUST_CALL;
-    atomic { call(1 - me); calls = false }
+#ifndef NO_CALL
+    calls = ready[me] + (p_queue == me);
+    do
+    :: calls -> calls--; call(1 - me); has_called = false
+    :: else -> break
+    od;
+#endif
+#ifndef KEEP_CALL
+    if
+    :: atomic { called[me] && next != IDLE -> called[me] = false };
+        if :: waiting -> call(1 - me); has_called = false :: else fi
+    :: else
+    fi
+#endif
 }
 
 inline choose() {
+    if
+    :: waiting -> pull() /* something more deserving */
+    :: true
+    fi;
+    pulled = false;
     atomic {
         if
         :: ready[me] -> next = OTHER; take(me, OTHER)
@@ -129,7 +160,8 @@ inline choose() {
 active [CPUS] proctype cpu() {
     mtype current = IDLE, next = IDLE, got = IDLE;
     byte me = _pid;
-    bool work = false, calls = false;
+    bool work = false, pulled = false, was_called = false, has_called = false;
+    byte calls = 0;
     atomic {
         nothing_runs[me] = true; /* CPU 0: while it chooses */
         if
@@ -138,10 +170,6 @@ active [CPUS] proctype cpu() {
         :: me == 0 -> current = P; p_blocked = true /* goes to sleep */
         fi
     };
-    if
-    :: waiting -> pull() /* something more deserving */
-    :: true
-    fi;
     choose();
 idle:
     do
@@ -156,7 +184,16 @@ idle:
 #endif
         work = need_resched[me] || ready[me] || p_queue == me;
         if
-        :: !work && waiting -> pull(); work = ready[me] || p_queue == me
+        :: !work ->
+            atomic { was_called = called[me]; called[me] = false };
+            if :: waiting -> pull() :: else fi;
+            atomic { /* it may have been called for two: what it has found, or was given while it looked, is one of them */
+                work = pulled;
+#ifndef ONE_CALL
+                called[me] = called[me] || (was_called && (work || ready[me] || p_queue == me));
+#endif
+                pulled = false; was_called = false
+            }
         :: else
         fi;
 #ifdef LOOK_FIRST
@@ -175,11 +212,10 @@ end_runs:
 
 /* ---- somebody who wakes threads ------------------------------------------------------------------------------------- */
 
-inline find_idle_but(o) { atomic { if :: !now && found == NONE && q != o && announced[o] -> found = o :: else fi } }
-
 inline find_idle() {
-    find_idle_but(0);
-    find_idle_but(1)
+    if :: !now && q != 0 -> call(0) :: else fi;
+    if :: !now && q != 1 -> call(1) :: else fi;
+    has_called = false
 }
 
 inline wake() {
@@ -199,28 +235,22 @@ inline wake() {
     atomic {
         put(q, t);
         now = nothing_runs[q];
-        need_resched[q] = need_resched[q] || now;
-        if
-        :: now -> found = q
-        :: else
-        fi
+        need_resched[q] = need_resched[q] || now
     };
+    if
+    :: now -> atomic { announced_sent[q] = false; announced[q] = false }; interrupt[q] = true
+    :: else
+    fi;
 #ifndef CALL_FIRST
     find_idle();
 #endif
-    atomic {
-        if
-        :: found != NONE -> interrupt[found] = true; found = NONE
-        :: else
-        fi;
-        now = false
-    }
+    now = false
 }
 
 active proctype waker() {
     mtype t = OTHER;
-    byte q = 0, found = NONE;
-    bool now = false;
+    byte q = 0;
+    bool now = false, has_called = false;
     wake();
     wake()
 }

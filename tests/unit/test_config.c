@@ -96,6 +96,23 @@ static void test_full(void **state)
     assert_string_equal(name, "b-eta_1.x2");
 }
 
+/* A file's name may stand in quotes; the command line is the guest's, quotes and all. */
+static void test_quoted_files(void **state)
+{
+    assert_true(parse("[hypervisor]\nfile = \"spare\"\n[vm a]\nkernel = \"/guests\\a.elf\"\ninitrd = \"root image\"\nmodule = \"m\" \"x\"\n"
+                      "cmdline = \"quiet\"\n"));
+    assert_string_equal(c.files[0], "spare");
+    assert_string_equal(c.vms[0].kernel, "guests/a.elf");
+    assert_string_equal(c.vms[0].initrd, "root image");
+    assert_string_equal(c.vms[0].modules[0].file, "m");
+    assert_string_equal(c.vms[0].modules[0].args, "\"x\"");
+    assert_string_equal(c.vms[0].cmdline, "\"quiet\"");
+    assert_true(parse("[vm a]\nkernel = \"\n"));
+    assert_string_equal(c.vms[0].kernel, "\"");
+    assert_false(parse("[vm a]\nkernel = \"\"\n"));
+    assert_non_null(strstr(err.text, "no file named"));
+}
+
 static void test_defaults(void **state)
 {
     static const char *const nothing[] = {"", "\n", "   ", "# only\n#comments", "\xef\xbb\xbf# a mark\n", "\r\n\r\n"};
@@ -142,6 +159,8 @@ static const struct { const char *text; uint32_t line; const char *says; } wrong
     {"[hypervisor]\nconsole = ttyS0,200000\n", 2, "not between"},
     {"[hypervisor]\nconsole = ttyS0,100000\n", 2, "cannot make 100000 baud"},
     {"[hypervisor]\nfile =\n", 2, "no file named"},
+    {"[hypervisor]\nfile = \\\n", 2, "file: no file named"},
+    {VM "initrd = /\n", 3, "initrd: no file named"},
     {"[hypervisor]\nsecure-groups =\n", 2, "no name given"},
     {"[hypervisor]\nsecure-groups = a b/c\n", 2, "\"b/c\" is no name"},
     {"[hypervisor]\nsecure-groups = a\nsecure-groups = b\n", 3, "given twice"},
@@ -369,7 +388,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_full), cmocka_unit_test(test_defaults), cmocka_unit_test(test_every_complaint), cmocka_unit_test(test_long),
-        cmocka_unit_test(test_names), cmocka_unit_test(test_console_keys), cmocka_unit_test(test_files), cmocka_unit_test(test_mutations),
+        cmocka_unit_test(test_names), cmocka_unit_test(test_quoted_files), cmocka_unit_test(test_console_keys), cmocka_unit_test(test_files),
+        cmocka_unit_test(test_mutations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

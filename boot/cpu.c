@@ -14,6 +14,11 @@
 
 struct cpuid_regs { uint32_t eax, ebx, ecx, edx; };
 
+#if HV_HOST /* the test's CPU */
+static struct cpuid_regs cpuid(uint32_t leaf);
+static uint64_t rdmsr(uint32_t msr);
+static uint64_t read_cr4(void);
+#else
 static struct cpuid_regs cpuid(uint32_t leaf)
 {
     struct cpuid_regs r;
@@ -27,6 +32,14 @@ static uint64_t rdmsr(uint32_t msr)
     asm volatile("rdmsr" : "=a"(lo), "=d"(hi) : "c"(msr));
     return lo | (uint64_t)hi << 32;
 }
+
+static uint64_t read_cr4(void)
+{
+    uint64_t cr4;
+    asm volatile("mov %%cr4, %0" : "=r"(cr4));
+    return cr4;
+}
+#endif
 
 /* AMD APM 2, 15.4 (enabling SVM) and 15.25 (nested paging). */
 static void check_svm(void)
@@ -51,8 +64,6 @@ void loader_check_cpu(void)
 {
     struct cpuid_regs basic = cpuid(1);
     struct cpuid_regs extended = cpuid(0x80000000).eax >= 0x80000001 ? cpuid(0x80000001) : (struct cpuid_regs){0};
-    uint64_t cr4;
-    asm volatile("mov %%cr4, %0" : "=r"(cr4));
 
     if (!(extended.edx & BIT64(29)))
         loader_halt("this CPU has no long mode (CPUID 80000001 EDX bit 29)");
@@ -60,7 +71,7 @@ void loader_check_cpu(void)
         loader_halt("this CPU has no NX pages, or firmware has switched them off (CPUID 80000001 EDX bit 20)");
     if (!(basic.edx & BIT64(9)))
         loader_halt("this CPU has no local APIC, or firmware has switched it off (CPUID 1 EDX bit 9)");
-    if (cr4 & CR4_LA57)
+    if (read_cr4() & CR4_LA57)
         loader_halt("firmware left the CPU in 5-level paging (CR4.LA57), which Palimpsest cannot take over: switch it off "
                     "in the firmware setup");
 

@@ -2,8 +2,9 @@
 import random
 import re
 
-from machine import LOG_LINE
+from machine import LOG_LINE, PROMPT
 from rows import require, row
+from rows_tiny import create, on_disk
 
 HYPERVISOR = "[hypervisor]\nlog = info\n"
 LEFT, RIGHT, UP, DOWN, HOME, END, DELETE = ("\x1b[" + s for s in ("D", "C", "A", "B", "H", "F", "3~"))
@@ -105,9 +106,23 @@ def console_flood(bench):
 @row("console-log")
 def console_log(bench):
     """A log line does not disturb the line being typed; `log level` decides what is shown, and everything is kept."""
-    m = bench.boot(HYPERVISOR)
+    m = bench.boot(*on_disk("memtest.elf"))
     lines = m.command("log", log_lines=True).split("\n")
     require(len(lines) > 4 and all(LOG_LINE.match(line) for line in lines), f"log: {lines[-3:]}")
     require(m.json("log") == [line for line in lines], "log -j differs from log")
-    require(m.json("log level error")["level"] == "error", "log level -j")
-    require(not re.search("error", m.command("log level info")), "log level info")
+    create(m, "a", "memtest.elf", f"pages=1000 loops={300 // bench.kind.slow}", "16M") # ends while the next command is being typed, which is logged
+    m.send("vers")
+    m.expect("vers", 20)
+    m.expect(r"\] vm: a stopped: debug exit[^\n]*\n[^\n]*" + re.escape(PROMPT) + "[^\\n]*vers", 60) # and drawn again, below
+    m.send("ion\r")
+    m.expect(r"palimpsest \d\S* \(debug\), booted by", 10)
+    m.prompt()
+    for level, shown in (("error", False), ("info", True)):
+        require(m.json(f"log level {level}")["level"] == level, "log level -j")
+        start, name = m.cursor, f"at-{level}"
+        m.json(f'vm create {name} kernel=memtest.elf memory=16M autostart=no')
+        m.json(f"vm start {name}")
+        m.json(f"vm stop {name}")
+        line = f"vm: {name} starts:"
+        require((line in m.text[start:]) == shown, f"at level {level}: {m.text[start:]}")
+        require(any(line in kept for kept in m.json("log")), f"at level {level} it was not kept")

@@ -1,0 +1,169 @@
+/* Text on a frame buffer: what is drawn, where, and that nothing is written beyond the visible pixels whatever comes. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define HV_X86_CPU_H /* in its place */
+static unsigned long cr3 = 0x1000;
+static inline unsigned long read_cr3(void) { return cr3; }
+#include "drivers/fbcon.c"
+
+#define PADDING 0x55555555u
+static uint32_t *pixels;
+static struct boot_framebuffer fb;
+
+/* A screen of this size with `extra` pixels that are not shown at the end of each line. */
+static void screen(unsigned width, unsigned height, unsigned extra)
+{
+    free(pixels);
+    memset(&con, 0, sizeof(con));
+    fb = (struct boot_framebuffer){.hpa = 0xe0000000, .width = width, .height = height, .pitch = (width + extra) * 4, .bpp = 32, .red_pos = 16,
+                                   .green_pos = 8, .blue_pos = 0};
+    pixels = malloc((size_t)fb.pitch * height); /* exactly so much: the sanitizer sees the rest */
+    for (size_t n = 0; n < (size_t)fb.pitch / 4 * height; n++)
+        pixels[n] = n % (fb.pitch / 4) < width ? 0 : PADDING;
+    assert_true(fbcon_init(&fb, pixels));
+}
+
+static void write_text(const char *s) { fbcon_write(s, strlen(s)); }
+
+static unsigned lit_in_cell(unsigned column, unsigned row)
+{
+    unsigned lit = 0;
+    for (unsigned y = 0; y < CELL_HEIGHT * con.scale; y++)
+        for (unsigned x = 0; x < CELL_WIDTH * con.scale; x++)
+            lit += pixels[(row * CELL_HEIGHT * con.scale + y) * con.stride + column * CELL_WIDTH * con.scale + x] != 0;
+    return lit;
+}
+
+static void assert_picture(unsigned column, unsigned row, const char *const *lines)
+{
+    for (unsigned y = 0; y < CELL_HEIGHT * con.scale; y++)
+        for (unsigned x = 0; x < CELL_WIDTH * con.scale; x++) {
+            uint32_t pixel = pixels[(row * CELL_HEIGHT * con.scale + y) * con.stride + column * CELL_WIDTH * con.scale + x];
+            assert_int_equal(pixel, lines[y / con.scale][x / con.scale] == '#' ? 0xd0d0d0 : 0);
+        }
+}
+
+static void pictures(void **state)
+{
+    static const char *const a[] = {".###..", "#...#.", "#...#.", "#####.", "#...#.", "#...#.", "#...#.", "......", "......"};
+    static const char *const g[] = {"......", ".####.", "#...#.", "#...#.", ".####.", "....#.", ".###..", "......", "......"};
+    static const unsigned widths[] = {640, 1920};
+    for (unsigned n = 0; n < 2; n++) {
+        screen(widths[n], 480, 8 * n);
+        assert_int_equal(con.scale, n + 1);
+        write_text("xAg");
+        assert_picture(1, 0, a);
+        assert_picture(2, 0, g);
+        write_text("\r\nA\bg\x1b[2K\x1b[31mA"); /* escape sequences are not for pixels */
+        assert_picture(0, 1, g);
+        assert_picture(1, 1, a);
+        assert_int_equal(lit_in_cell(2, 1), 0);
+    }
+}
+
+/* No two characters look alike, and all but the blank look like something. */
+static void all_characters(void **state)
+{
+    for (char c = '!'; c <= '~'; c++) {
+        unsigned rows = 0;
+        for (unsigned y = 0; y < GLYPH_HEIGHT; y++) {
+            assert_in_range(font_row(c, y), 0, 31);
+            rows |= font_row(c, y);
+        }
+        assert_true(rows);
+        for (char d = ' '; d < c; d++)
+            assert_memory_not_equal(font[c - ' '], font[d - ' '], GLYPH_HEIGHT);
+    }
+    for (unsigned y = 0; y < GLYPH_HEIGHT; y++)
+        assert_int_equal(font_row(' ', y), 0);
+}
+
+/* Full: it starts again at the top, with a blank line below the one that is written. */
+static void starts_over(void **state)
+{
+    screen(640, 480, 0);
+    unsigned rows = con.rows;
+    for (unsigned n = 0; n < rows - 1; n++)
+        write_text("line\n");
+    assert_int_equal(con.row, rows - 1);
+    assert_int_equal(lit_in_cell(0, 0), 0); /* it was "l": blanked, it is the line below */
+    assert_true(lit_in_cell(0, 1) > 0);
+    write_text("last\nfirst");
+    assert_true(con.row == 0 && lit_in_cell(0, 0) > 0 && lit_in_cell(0, rows - 1) > 0);
+    assert_int_equal(lit_in_cell(0, 1), 0);
+    for (unsigned n = 0; n < con.columns - 5; n++)
+        write_text("x");
+    assert_int_equal(con.row, 0);
+    write_text("y"); /* a long line goes on below */
+    assert_true(con.row == 1 && con.column == 1 && lit_in_cell(0, 1) > 0);
+}
+
+static void anything(void **state)
+{
+    srand(3);
+    for (unsigned round = 0; round < 60; round++) {
+        unsigned extra = (unsigned)rand() % 20;
+        screen(120 + (unsigned)rand() % 1500, 36 + (unsigned)rand() % 300, extra);
+        for (unsigned n = 0; n < 300; n++) {
+            char text[40];
+            for (unsigned k = 0; k < sizeof(text); k++)
+                text[k] = rand() % 3 ? (char)(' ' + rand() % 95) : (char)rand();
+            fbcon_write(text, sizeof(text));
+        }
+        for (unsigned y = 0; y < fb.height; y++)
+            for (unsigned x = fb.width; x < fb.pitch / 4; x++)
+                assert_int_equal(pixels[y * (fb.pitch / 4) + x], PADDING);
+    }
+}
+
+static void *lasting(uint64_t hpa, size_t bytes)
+{
+    assert_true(hpa == 0xe0000000 && bytes == (size_t)fb.pitch * fb.height);
+    return pixels;
+}
+
+/* The loader's window is gone with its page tables. */
+static void other_tables(void **state)
+{
+    screen(640, 480, 0);
+    cr3 = 0x2000;
+    write_text("A");
+    assert_int_equal(lit_in_cell(0, 0), 0);
+    fbcon_remap(lasting);
+    write_text("A");
+    assert_true(lit_in_cell(0, 0) > 0);
+    cr3 = 0x1000;
+}
+
+static void unusable(void **state)
+{
+    screen(640, 480, 0);
+    const struct boot_framebuffer good = fb;
+#define REFUSED(change) do { fb = good; change; memset(&con, 0, sizeof(con)); assert_false(fbcon_init(&fb, pixels)); write_text("A"); } while (0)
+    REFUSED(fb.hpa = 0);
+    REFUSED(fb.hpa = UINT64_MAX);
+    REFUSED(fb.bpp = 24);
+    REFUSED(fb.pitch = 640 * 4 + 2);
+    REFUSED(fb.pitch = 639 * 4);
+    REFUSED(fb.width = 100);
+    REFUSED(fb.height = 17);
+    REFUSED(fb.width = 20000; fb.pitch = 80000);
+    REFUSED(fb.height = UINT32_MAX);
+    REFUSED(fb.green_pos = 25);
+    assert_int_equal(lit_in_cell(0, 0), 0);
+    free(pixels);
+    pixels = NULL;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(pictures), cmocka_unit_test(all_characters), cmocka_unit_test(starts_over),
+                                       cmocka_unit_test(anything), cmocka_unit_test(other_tables), cmocka_unit_test(unusable)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -65,6 +65,19 @@ static unsigned online_cpus(void)
     return count;
 }
 
+/* Of a VM that does not say where it wants to run. One text, for one thread: the console's. */
+static const char *guest_cpus(void)
+{
+    static char text[64];
+    struct cpu_set set;
+    sched_guest_cpus(&set);
+    for (unsigned n = 0; n < cpu_count(); n++)
+        if (!sched_cpu_online(n))
+            cpu_set_remove(&set, n);
+    cpu_set_format(&set, cpu_count(), text, sizeof(text));
+    return text;
+}
+
 static enum cmd_result cmd_cpu(struct cmd_ctx *c)
 {
     if (c->want_json)
@@ -73,10 +86,12 @@ static enum cmd_result cmd_cpu(struct cmd_ctx *c)
     if (c->want_json) {
         json_kv_u64(c->json, "tsc_khz", time_tsc_khz());
         json_kv_u64(c->json, "online", online_cpus());
+        json_kv_string(c->json, "guests_on", guest_cpus());
         json_object_end(c->json);
     } else {
         con_printf("%-16s %lu.%03lu MHz\n", "TSC", time_tsc_khz() / 1000, time_tsc_khz() % 1000);
-        con_printf("%-16s %u\n", "CPUs in use", online_cpus());
+        con_printf("%-16s %u; guests run on %s%s\n", "CPUs in use", online_cpus(), guest_cpus(),
+                   cpu_info()->tcg && online_cpus() > 1 ? " (QEMU's emulation can not run any safely on its first CPU beside others)" : "");
     }
     return CMD_OK;
 }

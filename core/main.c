@@ -147,6 +147,21 @@ static void start_configured_vm(const struct config_vm *cfg)
     }
 }
 
+/*
+ * QEMU's emulation runs each CPU in a thread, and any CPU's load of x87 state (XRSTOR, FXRSTOR, FRSTOR: every OS does that all the time)
+ * clears the chipset's IGNNE in a word of the *first* CPU, reading and writing it without a lock (cpu_clear_ignne()). Nested paging and GIF
+ * of that CPU are in the same word: if it enters or leaves a guest just then it goes on with the old ones, and walks the wrong page
+ * tables into a triple fault, of the guest or of the whole machine. Hypervisor threads do not mind.
+ */
+static void avoid_emulators_first_cpu(void)
+{
+    struct cpu_set guests;
+    sched_spare_first_cpu();
+    sched_guest_cpus(&guests);
+    if (!cpu_set_has(&guests, 0))
+        log_info("smp: this is QEMU's emulation: guests run on all CPUs but the first");
+}
+
 static void boot_thread_main(void *arg UNUSED)
 {
     const struct hvm_ops *ops = choose_backend();
@@ -155,6 +170,8 @@ static void boot_thread_main(void *arg UNUSED)
     hvm_of_cpus = ops;
     dmm_set_cpu_barrier(cpu_barrier);
     smp_start_all(cpu_ready);
+    if (cpu_info()->tcg)
+        avoid_emulators_first_cpu();
     if (ops) {
         vm_init(ops, &boot_info);
         vm_set_platform(&vdev_platform_ops);

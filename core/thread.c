@@ -257,3 +257,18 @@ NORETURN void sched_start(void)
         }
     }
 }
+
+static bool first_cpu_is_spared;
+
+void sched_spare_first_cpu(void) { first_cpu_is_spared = true; }
+
+void sched_guest_cpus(struct cpu_set *out)
+{
+    enum { FIRST = 0 };
+    bool others = false;
+    cpu_set_fill(out);
+    for (unsigned n = 0; n < cpu_count(); n++)
+        others |= n != FIRST && sched_cpu_online(n);
+    if (first_cpu_is_spared && others)
+        cpu_set_remove(out, FIRST);
+}

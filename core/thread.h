@@ -139,6 +139,9 @@ size_t sched_cpu_bytes(void);
 void sched_init_cpu(void *memory, void *stack_base, size_t stack_bytes);
 /* Does CPU `pcpu` run threads? */
 bool sched_cpu_online(unsigned pcpu);
+/* Where vCPUs run if nobody says otherwise: on all CPUs. Once, at boot: but not on the first where there is another. */
+void sched_guest_cpus(struct cpu_set *out);
+void sched_spare_first_cpu(void);
 /* Time that it spent halted or in its idle loop, and threads that it took from other CPUs. */
 void sched_cpu_times(unsigned pcpu, uint64_t *idle_ns, uint64_t *steals);
 

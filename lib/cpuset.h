@@ -9,6 +9,7 @@ struct cpu_set { uint64_t bits[CPUSET_MAX / 64]; };
 
 static inline bool cpu_set_has(const struct cpu_set *s, unsigned cpu) { return s->bits[cpu / 64] >> cpu % 64 & 1; }
 static inline void cpu_set_add(struct cpu_set *s, unsigned cpu) { s->bits[cpu / 64] |= BIT64(cpu % 64); }
+static inline void cpu_set_remove(struct cpu_set *s, unsigned cpu) { s->bits[cpu / 64] &= ~BIT64(cpu % 64); }
 static inline void cpu_set_fill(struct cpu_set *s)
 {
     for (unsigned n = 0; n < CPUSET_MAX / 64; n++)

@@ -57,7 +57,7 @@ static void init_shared(void)
     svm_feature_flags = (struct svm_features){
         .asids = cpu_leaf(CPUID_LEAF_EXT_SVM, 0).ebx, .nrips = cpu_has(CPUID_SVM_NRIPS),
         .decode_assists = cpu_has(CPUID_SVM_DECODEASSISTS), .flush_by_asid = cpu_has(CPUID_SVM_FLUSHBYASID),
-        .vmcb_clean = cpu_has(CPUID_SVM_VMCBCLEAN), .honours_shadow = !cpu_info()->hypervisor,
+        .vmcb_clean = cpu_has(CPUID_SVM_VMCBCLEAN), .honours_shadow = !cpu_info()->hypervisor, .loses_interrupts = cpu_info()->tcg,
         .pause_filter = cpu_has(CPUID_SVM_PAUSEFILTER),
     };
     memset(iopm, 0xff, sizeof(iopm));

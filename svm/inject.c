@@ -99,6 +99,16 @@ void svm_inject_entering(struct vcpu *v)
         arm_window(s, !(s->vmcb->c.interrupt_shadow & 1));
 }
 
+/*
+ * QEMU's VMRUN notes V_IRQ among the CPU's pending interrupts without the lock that its other threads hold when they add theirs: one that comes
+ * just then is forgotten, until the local APIC looks through what it has, which a write of the TPR makes it do. Ours is always 0.
+ */
+void svm_window_left(void)
+{
+    if (svm_features()->loses_interrupts)
+        write_cr8(0);
+}
+
 void svm_inject_exited_slow(struct vcpu *v)
 {
     struct svm_vcpu *s = svm_of(v);

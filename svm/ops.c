@@ -115,6 +115,8 @@ static inline bool enter(struct vcpu *v, struct svm_vcpu *s, struct vmcb *b)
         svm_inject_entering(v);
     put_registers(v, s, b);
     svm_enter(v);
+    if (unlikely(s->irq_window))
+        svm_window_left();
     get_registers(v, s, b);
     svm_inject_exited(v, s, b);
     vcpu_entry_end(v);

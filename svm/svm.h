@@ -30,7 +30,7 @@ static inline struct svm_vcpu *svm_of(const struct vcpu *v) { return v->hvm; }
 static inline struct vmcb *vmcb_of(const struct vcpu *v) { return svm_of(v)->vmcb; }
 static inline void svm_dirty(struct svm_vcpu *s, uint64_t groups) { s->clean &= ~(uint32_t)groups; }
 
-struct svm_features { uint32_t asids; bool nrips, decode_assists, flush_by_asid, vmcb_clean, honours_shadow, pause_filter; };
+struct svm_features { uint32_t asids; bool nrips, decode_assists, flush_by_asid, vmcb_clean, honours_shadow, pause_filter, loses_interrupts; };
 
 /* One for each CPU that has been enabled; this_cpu()->slot[PERCPU_HVM]. */
 struct svm_cpu {
@@ -85,6 +85,8 @@ void svm_load(struct vcpu *v, const struct hvm_saved *in);
 /* Just before an entry and just after an exit; the latter's rare cases. */
 void svm_inject_entering(struct vcpu *v);
 void svm_inject_exited_slow(struct vcpu *v);
+/* Just after an exit from an entry with the alarm asked for. */
+void svm_window_left(void);
 static inline void svm_inject_exited(struct vcpu *v, struct svm_vcpu *s, struct vmcb *b)
 {
     b->c.event_inj = 0;

@@ -436,11 +436,21 @@ static bool vcpu_create(struct vm *vm, unsigned id)
     return fpu_vcpu_init(v) && msr_vcpu_init(v) && ops->vcpu_init(v) && platform->vcpu_create(v);
 }
 
+/* "all" leaves it to the scheduler which CPUs are fit for guests. False: malformed. */
+static bool affinity_of(const struct config_vm *cfg, unsigned vcpu, struct cpu_set *out)
+{
+    if (!config_affinity(cfg->affinity, vcpu, out))
+        return false;
+    if (cpu_set_is_full(out))
+        sched_guest_cpus(out);
+    return true;
+}
+
 /* False: the machine has none of the CPUs. */
 static bool apply_scheduling(struct vcpu *v, const struct config_vm *cfg)
 {
     struct cpu_set set;
-    if (!config_affinity(cfg->affinity, v->id, &set) || !thread_set_affinity(&v->thread, &set))
+    if (!affinity_of(cfg, v->id, &set) || !thread_set_affinity(&v->thread, &set))
         return false;
     thread_set_weight(&v->thread, cfg->cpu_weight);
     thread_set_cap(&v->thread, cfg->cpu_cap);
@@ -452,7 +462,7 @@ static enum vm_result check_affinity(const struct config_vm *cfg, unsigned vcpus
     for (unsigned n = 0; n < vcpus; n++) {
         struct cpu_set set;
         bool any = false;
-        if (!config_affinity(cfg->affinity, n, &set))
+        if (!affinity_of(cfg, n, &set))
             return vm_refuse(why, VM_BAD_CONFIG, "affinity=%.60s is malformed", cfg->affinity);
         for (unsigned cpu = 0; cpu < cpu_count(); cpu++)
             any |= cpu_set_has(&set, cpu) && sched_cpu_online(cpu);

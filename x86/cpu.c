@@ -72,6 +72,14 @@ static void decode_signature(uint32_t eax)
         info.family += FIELD_GET64(eax, 27, 20);
 }
 
+/* QEMU's emulation says so where hypervisors give their names. */
+static bool is_tcg(void)
+{
+    struct cpuid c = cpuid(CPUID_LEAF_HYPERVISOR, 0);
+    const uint32_t name[3] = {c.ebx, c.ecx, c.edx};
+    return !memcmp(name, "TCGTCGTCGTCG", sizeof(name));
+}
+
 static void identify(void)
 {
     struct cpuid v = cpuid(CPUID_LEAF_VENDOR, 0);
@@ -98,6 +106,7 @@ static void identify(void)
     info.tsc_invariant = cpu_has(CPUID_TSC_INVARIANT);
     info.pages_1g = cpu_has(CPUID_PAGES_1G);
     info.hypervisor = cpu_has(CPUID_HYPERVISOR);
+    info.tcg = info.hypervisor && is_tcg();
     if (cpu_has(CPUID_XSAVE)) {
         struct cpuid x = cpu_leaf(CPUID_LEAF_XSAVE, 0);
         info.xcr0_supported = x.eax | (uint64_t)x.edx << 32;

@@ -274,7 +274,7 @@ struct cpu_info {
     unsigned phys_bits, virt_bits;  /* CPUID 8000_0008 */
     uint64_t xcr0_supported;        /* CPUID 0D.0, 0: no XSAVE */
     uint64_t xcr0;                  /* what cpu_init_this() has set */
-    bool x2apic, tsc_deadline, tsc_invariant, pages_1g, hypervisor /* we run under one */;
+    bool x2apic, tsc_deadline, tsc_invariant, pages_1g, hypervisor /* we run under one */, tcg /* which is QEMU's emulation */;
 };
 /* Filled by cpu_init_boot(). */
 const struct cpu_info *cpu_info(void);

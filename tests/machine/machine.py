@@ -74,6 +74,10 @@ class Machine:
     def emulator_command(self):
         raise NotImplementedError
 
+    def spare_cpus(self):
+        """CPUs beyond those asked for, on which the hypervisor runs no guests."""
+        return 0
+
     # ---- life --------------------------------------------------------------------------------------------------------
 
     def start(self, inherit=()):
@@ -322,6 +326,9 @@ class QemuMachine(Machine):
     def kill(self):
         super().kill()
         self.monitor.close()
+
+    def spare_cpus(self):
+        return int(self.cpus > 1)
 
     def emulator_command(self):
         command = ["tools/run-qemu", "--image", self.image, "--memory", self.memory, "--serial", "stdio", "--accel", "tcg",

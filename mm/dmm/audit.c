@@ -112,6 +112,15 @@ static void check_shared_frame(struct audit *a, mfn_t m, const struct frame *f)
         violation(a, "frame %lx: shared by %u users of owner %u, but its reverse map lists %u", (unsigned long)m.v, f->refs, f->owner, listed);
 }
 
+static void check_pins_of_large(struct audit *a, mfn_t m, const struct frame *f)
+{
+    uint64_t others = 0;
+    for (unsigned n = 1; n < LARGE_PAGES; n++)
+        others += frame_of(mfn_add(m, n))->refs;
+    if (others > f->refs)
+        violation(a, "frame %lx: of 2 MiB, has %u pins, but its pages behind the first have %lu", (unsigned long)m.v, f->refs, (unsigned long)others);
+}
+
 static void check_frame(struct audit *a, mfn_t m, const struct frame *f, uint64_t pages)
 {
     if (f->type >= FRAME_TYPE_COUNT) {
@@ -121,6 +130,8 @@ static void check_frame(struct audit *a, mfn_t m, const struct frame *f, uint64_
     a->by_type[f->type] += pages;
     if (f->type == FRAME_GUEST)
         check_guest_frame(a, m, f);
+    if (f->type == FRAME_GUEST && f->flags & FRAME_LARGE)
+        check_pins_of_large(a, m, f);
     if (f->type == FRAME_SHARED)
         check_shared_frame(a, m, f);
     if ((f->type == FRAME_P2M || f->type == FRAME_VM_STATE) && !frame_owner(f))

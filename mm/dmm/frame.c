@@ -63,19 +63,24 @@ uint64_t frame_count(enum frame_type t)
     return n > 0 ? (uint64_t)n : 0;
 }
 
-void frame_split_large(mfn_t first)
+unsigned frame_split_large(mfn_t first)
 {
-    const struct frame head = *frame_of(first);
+    struct frame head = *frame_of(first);
+    unsigned pinned = 0;
     debug_assert(head.flags & FRAME_LARGE);
-    for (uint64_t n = 0; n < LARGE_PAGES; n++) {
-        struct frame *f = frame_of(mfn_add(first, n));
-        uint32_t tag = f->tag; /* each piece has had its own */
+    for (uint64_t n = LARGE_PAGES; n-- > 0;) {
+        struct frame *f = frame_of(mfn_add(first, n)), was = *f;
+        if (n)
+            head.refs -= was.refs; /* in the end it has its own, too */
         *f = head;
-        f->tag = tag;
+        f->refs = n ? was.refs : head.refs;
+        f->tag = was.tag; /* each piece has had its own */
         f->flags = 0;
         f->gfn = head.gfn == GFN_NONE ? GFN_NONE : head.gfn + n;
+        pinned += f->refs != 0;
     }
     __atomic_store_n(child_free_of(first.v / LARGE_PAGES), 0, __ATOMIC_RELEASE);
+    return pinned;
 }
 
 void frame_join_large(mfn_t first)

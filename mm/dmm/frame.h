@@ -17,7 +17,8 @@
  * the holder of the lock of the 2 MiB region of (owner, gfn); of a FRAME_SHARED, which has no owner, the holder of its share lock (share.h).
  * `refs` is atomic: FRAME_GUEST counts pins, FRAME_BOOT_FILE the IMAGE_RO entries that point here, FRAME_SHARED the entries that its reverse
  * map has (rmap.c keeps it in `where`). A frame taken as one of 2 MiB has one record, its first (FRAME_LARGE); frame_record()
- * finds it from any of the 512.
+ * finds it from any of the 512. There `refs` counts the pins of all its pages; each other page's own are in its own record, so
+ * that they are known when the frame is split.
  */
 struct frame {
     union {
@@ -180,8 +181,9 @@ static inline struct frame_got frame_alloc_guest(struct dmm_space *owner, uint64
     frame_assign(m, FRAME_GUEST, owner, gfn, 1);
     return (struct frame_got){ m, true };
 }
-/* One 2 MiB frame becomes 512 of 4 KiB with the same owner, from gfn upwards; and back (all 512 must be the owner's). */
-void frame_split_large(mfn_t first);
+/* One 2 MiB frame becomes 512 of 4 KiB with the same owner, from gfn upwards, each with its own pins (returns how many have any); and back (all
+ * 512 must be the owner's, and none pinned). Region locked. */
+unsigned frame_split_large(mfn_t first);
 void frame_join_large(mfn_t first);
 /* What an ordinary request can still get, from the shared lists: a few loads, exact to a magazine. */
 uint64_t frame_available_hint(void);

@@ -51,6 +51,26 @@ static enum dmm_fault_result fault_in(struct dmm_space *s, gfn_t gfn, unsigned a
 
 /* ---- pins ------------------------------------------------------------------------------------------------------ */
 
+/* Pages that cannot be moved for the pins of this record: the first that is taken, the last that is given back. */
+static uint64_t pages_held(unsigned level) { return level == 2 ? LARGE_PAGES : 1; }
+
+static void add_pin(struct dmm_space *s, mfn_t head, mfn_t page, unsigned level)
+{
+    if (!mfn_eq(head, page))
+        __atomic_fetch_add(&frame_of(page)->refs, 1, __ATOMIC_RELAXED);
+    if (__atomic_fetch_add(&frame_of(head)->refs, 1, __ATOMIC_ACQUIRE) == 0)
+        __atomic_fetch_add(&s->pinned_pages, pages_held(level), __ATOMIC_RELAXED);
+}
+
+static void drop_pin(struct dmm_space *s, mfn_t head, mfn_t page, unsigned level)
+{
+    hv_assert(frame_of(head)->refs > 0 && frame_of(page)->refs > 0);
+    if (!mfn_eq(head, page))
+        __atomic_fetch_sub(&frame_of(page)->refs, 1, __ATOMIC_RELAXED);
+    if (__atomic_fetch_sub(&frame_of(head)->refs, 1, __ATOMIC_RELEASE) == 1)
+        __atomic_fetch_sub(&s->pinned_pages, pages_held(level), __ATOMIC_RELAXED);
+}
+
 void *dmm_pin(struct dmm_space *s, gfn_t gfn, bool write, enum dmm_fault_result *why)
 {
     enum dmm_fault_result ignored;
@@ -64,10 +84,9 @@ void *dmm_pin(struct dmm_space *s, gfn_t gfn, bool write, enum dmm_fault_result 
         p2m_entry_t *slot = lock_leaf(s, gfn, &r, &level, &type);
         if (slot) {
             if (type == P2M_RW) {
-                mfn_t m = s->format->mfn_of(p2m_read(slot));
-                if (__atomic_fetch_add(&frame_of(m)->refs, 1, __ATOMIC_ACQUIRE) == 0)
-                    __atomic_fetch_add(&s->pinned_pages, level == 2 ? LARGE_PAGES : 1, __ATOMIC_RELAXED);
-                hva = leaf_hva(s, p2m_read(slot), type, level, gfn);
+                mfn_t head = s->format->mfn_of(p2m_read(slot)), page = mfn_add(head, level == 2 ? gfn.v % LARGE_PAGES : 0);
+                add_pin(s, head, page, level);
+                hva = mfn_to_hva(page);
             }
             spin_unlock(&r->lock);
         }
@@ -86,11 +105,9 @@ void dmm_unpin(struct dmm_space *s, gfn_t gfn)
     bool outermost = dmm_enter();
     p2m_entry_t *slot = lock_leaf(s, gfn, &r, &level, &type);
     hv_assert(slot && type == P2M_RW);
-    struct frame *f = frame_of(s->format->mfn_of(p2m_read(slot)));
-    hv_assert(f->refs > 0);
+    mfn_t head = s->format->mfn_of(p2m_read(slot)), page = mfn_add(head, level == 2 ? gfn.v % LARGE_PAGES : 0);
     set_dirty(s, slot);
-    if (__atomic_fetch_sub(&f->refs, 1, __ATOMIC_RELEASE) == 1)
-        __atomic_fetch_sub(&s->pinned_pages, level == 2 ? LARGE_PAGES : 1, __ATOMIC_RELAXED);
+    drop_pin(s, head, page, level);
     spin_unlock(&r->lock);
     dmm_leave(outermost);
 }

@@ -82,14 +82,13 @@ enum dmm_resize_result p2m_break(struct dmm_space *s, struct region *r)
     if (r->l1 || s->format->type_of(large, 2) != P2M_RW)
         return DMM_RESIZE_UNSUITABLE;
     mfn_t first = s->format->mfn_of(large), table;
-    if (__atomic_load_n(&frame_of(first)->refs, __ATOMIC_RELAXED))
-        return DMM_RESIZE_PINNED;
     p2m_entry_t *l1 = table_alloc(s, FRAME_RESERVE_OK, 0, &table);
     if (!l1)
         return DMM_RESIZE_NO_MEMORY;
     for (unsigned n = 0; n < LARGE_PAGES; n++)
         l1[n] = s->format->make_leaf(P2M_RW, mfn_add(first, n), 1) | (large & s->format->dirty_mask()); /* any of them, for all we know */
-    frame_split_large(first);
+    uint64_t were_pinned = __atomic_load_n(&frame_of(first)->refs, __ATOMIC_RELAXED) ? LARGE_PAGES : 0;
+    __atomic_fetch_sub(&s->pinned_pages, were_pinned - frame_split_large(first), __ATOMIC_RELAXED);
     p2m_transition(s, r->l2e, 2, P2M_RW, P2M_TABLE, s->format->make_table(mfn_to_hpa(table)));
     r->l1 = l1;
     return DMM_RESIZE_OK;

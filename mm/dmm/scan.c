@@ -108,6 +108,13 @@ static void look_at_entry(struct dmm_space *s, p2m_entry_t *slot, p2m_entry_t e,
     }
 }
 
+static void list_large(mfn_t first, struct dmm_scan *out)
+{
+    out->fresh = LARGE_PAGES;
+    for (unsigned n = 0; n < LARGE_PAGES; n++)
+        out->page[n] = (struct dmm_scan_page){ (uint16_t)n, mfn_add(first, n) };
+}
+
 static void look_at_large(struct dmm_space *s, p2m_entry_t *slot, uint64_t dirty, struct dmm_scan *out)
 {
     p2m_entry_t e = p2m_read(slot);
@@ -115,17 +122,13 @@ static void look_at_large(struct dmm_space *s, p2m_entry_t *slot, uint64_t dirty
     out->large = true;
     out->accessed = e & s->format->accessed_mask();
     out->accessed_pages = out->accessed ? LARGE_PAGES : 0;
-    if (__atomic_load_n(&frame_of(first)->refs, __ATOMIC_RELAXED))
-        out->pinned = LARGE_PAGES;
-    else if (e & dirty)
+    if (e & dirty) {
         out->dirty = LARGE_PAGES;
-    else if (dirty && e & s->format->mark)
+    } else if (dirty && e & s->format->mark) {
         out->unchanged = LARGE_PAGES;
-    else {
+    } else {
         set_bits(slot, s->format->mark);
-        out->fresh = LARGE_PAGES;
-        for (unsigned n = 0; n < LARGE_PAGES; n++)
-            out->page[n] = (struct dmm_scan_page){ (uint16_t)n, mfn_add(first, n) };
+        list_large(first, out);
     }
 }
 
@@ -175,6 +178,22 @@ bool dmm_scan_region(struct dmm_space *s, gfn_t gfn, struct dmm_scan *out)
     spin_unlock(&r->lock);
     dmm_leave(outermost);
     return found;
+}
+
+bool dmm_scan_list_large(struct dmm_space *s, gfn_t gfn, struct dmm_scan *out)
+{
+    struct region *r = region_of(s, gfn);
+    if (!r)
+        return false;
+    bool outermost = dmm_enter();
+    spin_lock(&r->lock);
+    p2m_entry_t e = p2m_read(r->l2e);
+    bool large = !r->l1 && s->format->type_of(e, 2) == P2M_RW;
+    if (large)
+        list_large(s->format->mfn_of(e), out);
+    spin_unlock(&r->lock);
+    dmm_leave(outermost);
+    return large;
 }
 
 void dmm_scan_note(struct dmm_space *s, gfn_t gfn, uint16_t note)
@@ -276,7 +295,8 @@ enum dmm_candidate dmm_frame_is_candidate(mfn_t m, uint32_t tag)
     const struct frame *head = frame_record(m), now = { .what = __atomic_load_n(&head->what, __ATOMIC_RELAXED) };
     if (now.type == FRAME_SHARED)
         return now.refs ? DMM_CANDIDATE : DMM_CANDIDATE_NONE;
-    if (now.type != FRAME_GUEST || now.refs || frame_of(m)->tag != tag)
+    bool pinned = now.refs && (frame_of(m) == head || __atomic_load_n(&frame_of(m)->refs, __ATOMIC_RELAXED));
+    if (now.type != FRAME_GUEST || pinned || frame_of(m)->tag != tag)
         return DMM_CANDIDATE_NONE;
     return now.flags & FRAME_LARGE ? DMM_CANDIDATE_IN_LARGE : DMM_CANDIDATE;
 }

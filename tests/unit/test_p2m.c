@@ -117,11 +117,20 @@ static void test_break_and_reform(void **state)
     assert_int_equal(dmm_break_large(s, gfn_of(99999)), DMM_RESIZE_UNSUITABLE);
     for (unsigned round = 0; round < 20; round++) {
         uint64_t generation = dmm_space_flush_generation(s);
-        assert_non_null(dmm_pin(s, gfn_of(900), false, NULL));
-        assert_int_equal(dmm_break_large(s, gfn_of(600)), DMM_RESIZE_PINNED);
-        dmm_unpin(s, gfn_of(900));
+        /* Pins do not keep it whole, and stay where they were taken. */
+        uint64_t pinned = 512 + (round & 1 ? 0 : host_random(512));
+        assert_non_null(dmm_pin(s, gfn_of(pinned), false, NULL));
+        assert_ptr_equal(dmm_pin(s, gfn_of(700), true, NULL), page);
+        assert_int_equal(s->pinned_pages, LARGE_PAGES);
         assert_int_equal(dmm_break_large(s, gfn_of(512 + host_random(512))), DMM_RESIZE_OK);
         assert_true(dmm_space_flush_generation(s) > generation);
+        assert_int_equal(s->pinned_pages, pinned == 700 ? 1 : 2);
+        assert_int_equal(frame_of(mfn_add(first, 188))->refs, pinned == 700 ? 2 : 1);
+        host_audit();
+        dmm_unpin(s, gfn_of(700));
+        assert_int_equal(frame_of(mfn_add(first, pinned - 512))->refs, 1);
+        dmm_unpin(s, gfn_of(pinned));
+        assert_int_equal(s->pinned_pages, 0);
         host_audit();
         for (uint64_t g = 512; g < 1024; g++) {
             p2m_entry_t *e = walk(s, gfn_of(g), &level);

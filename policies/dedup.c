@@ -8,9 +8,11 @@
  *
  * What keeps breaking is not worth sharing: a region whose shares break is left alone for twice as many sweeps each time. A 2 MiB mapping is
  * worth more than a few pages: it is broken if enough of its pieces would be saved, for its own sake or that of another region's pages that are equal
- * to them, and if nobody is using it or memory is short. What had to wait for that is marked, and listed again on the day.
+ * to them, and if nobody is using it or memory is short. What had to wait for that is marked, and listed again on the day. One dirty bit speaks for 512
+ * pages, of which a guest at rest writes to a few: when memory is short it is no excuse, and those pages that are at rest come to light in the pieces.
  *
- * The thread takes no more of a CPU than its budget, and less when there is little to find; `dedup sweep` asks for one sweep at once.
+ * The thread takes no more of a CPU than its budget, and less when there is little to find; `dedup sweep` asks for one sweep at once, and a thorough
+ * one: as if memory were short, and of what is being left alone, too.
  */
 #include "policies/dedup.h"
 
@@ -65,6 +67,7 @@ static struct {
     unsigned space_id;
     uint64_t region, aged;
     bool fresh_space;
+    bool thorough;                      /* somebody has asked for it */
     bool broke_behind;                  /* a mapping that the sweep may have passed already: its pieces have not been looked at since */
     uint64_t begun_ns, found_before, hashed_before;
 } at;
@@ -72,6 +75,7 @@ static struct {
 static uint64_t param(unsigned which) { return __atomic_load_n(&params[which].value, __ATOMIC_RELAXED); }
 static uint64_t saved(void) { return counts.result[DMM_MERGE_DONE] + counts.result[DMM_MERGE_ZEROED]; }
 static bool memory_is_short(void) { return frame_free_pages() * 100 < frame_total_pages() * param(SHORT_PERCENT); }
+static bool pages_matter_more(void) { return at.thorough || memory_is_short(); }
 
 /* ---- a batch of pages that have partners ------------------------------------------------------------------------------ */
 
@@ -79,6 +83,7 @@ static struct dmm_merge batch[DMM_MERGE_BATCH];
 static uint64_t batch_key[DMM_MERGE_BATCH];
 static unsigned batch_count;
 static bool region_lacks;               /* something failed for want of frames */
+static bool region_in_vain;             /* a 2 MiB mapping in use was hashed, and stays */
 
 /* The partner was not what the table said, or takes no more: from now on it is this page. */
 static bool wants_new_partner(enum dmm_merge_result r)
@@ -154,7 +159,7 @@ static uint32_t *tally_of(mfn_t m)
 
 static void begin_region(void)
 {
-    region_lacks = false;
+    region_lacks = region_in_vain = false;
     for (unsigned n = 0; n < ARRAY_SIZE(tally); n++)
         tally[n].mapping = tally[n].pages = 0;
     for (unsigned n = 0; n < LARGE_PAGES; n++)
@@ -167,7 +172,7 @@ static uint64_t enough(void)
     uint64_t percent = param(BREAK_LARGE_PERCENT), pages = LARGE_PAGES * percent / 100;
     if (percent > 100)
         return LARGE_PAGES + 1;
-    return MAX(memory_is_short() ? MIN(pages, ENOUGH_WHEN_SHORT) : pages, UINT64_C(1));
+    return MAX(pages_matter_more() ? MIN(pages, ENOUGH_WHEN_SHORT) : pages, UINT64_C(1));
 }
 
 static void add_zero(struct dmm_space *s, gfn_t gfn, mfn_t mfn) { add_to_batch(s, gfn, mfn, INVALID_MFN, 0); }
@@ -280,19 +285,23 @@ static void consider_pieces(struct dmm_space *s, uint64_t first)
     merge_batch(s);
 }
 
+static bool breaks_in_use(void) { return pages_matter_more() || !param(BREAK_LARGE_PERCENT); }
+
 /* Secure groups have no large mappings that are not in use: which of them are broken would tell what they hold. */
 static bool consider_large(struct dmm_space *s, uint64_t first)
 {
     if (scan.fresh != LARGE_PAGES)
         return false;
-    if (scan.accessed && !memory_is_short() && param(BREAK_LARGE_PERCENT)) {
+    if (scan.accessed && !breaks_in_use()) {
         dmm_scan_forget_region(s, gfn_of(first)); /* next time, then */
         counts.large_in_use++;
         return false;
     }
     bool worth_it = count_savings(s, first) >= enough() || dmm_group_secure(dmm_space_group(s));
-    if (!worth_it || dmm_break_large(s, gfn_of(first)) != DMM_RESIZE_OK)
+    if (!worth_it || dmm_break_large(s, gfn_of(first)) != DMM_RESIZE_OK) {
+        region_in_vain = scan.dirty;
         return true;
+    }
     counts.large_broken++;
     consider_pieces(s, first);
     return false;
@@ -326,6 +335,8 @@ static void leave_alone(struct note *n)
 static bool is_left_alone(struct dmm_space *s, gfn_t gfn)
 {
     struct note n = read_note(s, gfn);
+    if (at.thorough)
+        return false;
     if (n.rest)
         n.rest--;
     else if (dmm_scan_breaks(s, gfn) > param(BREAKS_MAX))
@@ -343,8 +354,10 @@ static void note_outcome(struct dmm_space *s, gfn_t gfn, bool waits)
     struct note n = read_note(s, gfn), was = n;
     if (n.backoff && scan.shared)
         n.backoff--;
-    if (waits && !memory_is_short()) /* else it has just been tried */
+    if (waits && !pages_matter_more()) /* else it has just been tried */
         n.waits = true;
+    if (region_in_vain) /* its dirty bit would have it hashed in each sweep */
+        leave_alone(&n);
     if (region_lacks) { /* later there may be what was lacking now */
         dmm_scan_forget_region(s, gfn);
         leave_alone(&n);
@@ -372,11 +385,13 @@ static void scan_region(struct dmm_space *s, uint64_t region)
         return;
     count_region();
     bool waits = false;
+    if (scan.large && scan.dirty && breaks_in_use() && !dmm_scan_list_large(s, gfn, &scan))
+        return;
     if (scan.fresh) {
         begin_region();
         waits = scan.large ? consider_large(s, gfn.v) : consider_small(s, gfn.v);
     } else {
-        region_lacks = false;
+        region_lacks = region_in_vain = false;
     }
     note_outcome(s, gfn, waits);
 }
@@ -385,7 +400,7 @@ static void age_region(struct dmm_space *s, uint64_t region)
 {
     gfn_t gfn = gfn_of(region * LARGE_PAGES);
     struct note n = read_note(s, gfn);
-    if (n.waits && memory_is_short()) {
+    if (n.waits && pages_matter_more()) {
         n.waits = false;
         write_note(s, gfn, n);
         dmm_scan_forget_region(s, gfn);
@@ -399,7 +414,7 @@ static void begin_sweep(void)
 {
     at.space_id = 0;
     at.fresh_space = true;
-    at.broke_behind = false;
+    at.thorough = at.broke_behind = false;
     at.begun_ns = time_ns();
     at.found_before = saved();
     at.hashed_before = counts.hashed;
@@ -500,6 +515,7 @@ void dedup_sweep(void)
     bool again = true;
     for (unsigned pass = 0; again && pass < PASSES_MAX; pass++) {
         begin_sweep();
+        at.thorough = true;
         do {
             uint64_t worked_ns;
             again = at.broke_behind;
@@ -670,5 +686,6 @@ static void complete_dedup(int argn, char **argv, void (*add)(const char *candid
 }
 
 CONSOLE_COMMAND_C(dedup, cmd_dedup, "dedup sweep",
-                  "looks at all pages of all VMs once, now, whatever the scanner's budget is, and waits for it.\n"
+                  "looks at all pages of all VMs once, now, whatever the scanner's budget is, and waits for it. 2 MiB mappings are broken for\n"
+                  "a few pages, as when memory is short (but if break_large_percent is 101).\n"
                   "`policy show dedup` has the scanner's counters and parameters.", complete_dedup);

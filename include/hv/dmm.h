@@ -190,6 +190,8 @@ struct dmm_scan {
 unsigned dmm_scan_age(struct dmm_space *s, gfn_t region);
 /* False: there is nothing in this region that could be scanned (no RAM, nothing mapped, or still inherited). */
 bool dmm_scan_region(struct dmm_space *s, gfn_t region, struct dmm_scan *out);
+/* Lists all pages of a 2 MiB mapping, dirty or not; marks nothing. False: it is none. */
+bool dmm_scan_list_large(struct dmm_space *s, gfn_t region, struct dmm_scan *out);
 /* A number of the scanner's own for each region, 0 at first. */
 void dmm_scan_note(struct dmm_space *s, gfn_t region, uint16_t note);
 uint16_t dmm_scan_get_note(struct dmm_space *s, gfn_t region);

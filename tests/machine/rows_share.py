@@ -118,7 +118,6 @@ def start_linux(bench, large):
     config = "".join(linux(name, "128M", f"quiet seed={n + 1}") + "group = web\nautostart = no\n" for n, name in enumerate(names))
     m = bench.boot(HYPERVISOR + config, linux_files())
     m.command("policy off dedup")
-    m.command("policy set dedup break_large_percent 0")
     if not large:
         m.command("policy off large")
         m.command("policy set demand large_free_percent 101")
@@ -175,8 +174,7 @@ def share_oracle(bench):
 
 @row("share-oracle-large", timeout=400, memory="1G", backends=("svm",), why=NO_DUMP)
 def share_oracle_large(bench):
-    """The same on 2 MiB mappings. One dirty bit speaks for 512 pages, so what is in use is found when it has come to rest;
-    a mapping with a pinned page stays whole."""
+    """The same on 2 MiB mappings, with the scanner as it is by default."""
     m, names = start_linux(bench, True)
     each(m, "pause", names)
     before = ask_oracle(bench, m, names)
@@ -187,13 +185,7 @@ def share_oracle_large(bench):
     after = ask_oracle(bench, m, names)
     counters_agree(m, after)
     percent = found(m, after, before)
-    require(percent >= 90, f"one sweep found {percent:.2f} %: {after}")
-    require(after["missed"] * 100 < after["possible"], f"beside 2 MiB mappings it missed {after['missed']} pages: {after}")
-    m.json("dedup sweep", 120)
-    after = ask_oracle(bench, m, names)
-    found(m, after, before)
-    held = 512 * sum(v["pinned_pages"] for v in m.json("mem")["vms"]) # a mapping with a pinned page can not be broken
-    require(after["missed_in_2m"] <= held and after["missed"] * 50 < after["possible"], f"when all was at rest a sweep missed too much: {after}")
+    require(percent >= 98, f"one sweep found {percent:.2f} %: {after}")
     still_there(m, names)
 
 

@@ -724,15 +724,16 @@ static enum vm_result set_scheduling(struct vm *vm, const struct config_vm *cfg,
     if (r != VM_OK)
         return r;
     struct config_vm *own = own_config(vm);
+    uint64_t lacking;
     if (!own)
         return vm_refuse(why, VM_NO_MEMORY, "no memory for a configuration of its own");
+    if (own->class != cfg->class && !dmm_set_class(vm->space, (enum dmm_class)cfg->class, &lacking))
+        return vm_refuse(why, VM_NO_MEMORY, "class=strict: to set frames aside for all that it shares, %lu KiB more would have to be free", lacking * 4);
     for (unsigned n = 0; n < vm->vcpu_count; n++)
         apply_scheduling(vm->vcpus[n], cfg);
     own->cpu_weight = cfg->cpu_weight;
     own->cpu_cap = cfg->cpu_cap;
     memcpy(own->affinity, cfg->affinity, sizeof(own->affinity));
-    if (own->class != cfg->class)
-        dmm_set_class(vm->space, (enum dmm_class)cfg->class);
     own->class = cfg->class;
     return VM_OK;
 }

@@ -280,7 +280,8 @@ enum dmm_stall { DMM_STALL_NONE, DMM_STALL_MAXIMUM /* its own */, DMM_STALL_NO_F
 enum dmm_stall dmm_stall_reason(const struct dmm_space *s);
 void dmm_stall_text(const struct dmm_space *s, char *buf, size_t size); /* the same in words */
 bool dmm_waits_for_memory(const struct dmm_space *s); /* is anybody in dmm_wait_memory() for it? */
-void dmm_set_class(struct dmm_space *s, enum dmm_class c);
+/* False, and nothing has changed: strict, but what is free does not suffice for the pages that it owes itself (`lacking` of them). */
+bool dmm_set_class(struct dmm_space *s, enum dmm_class c, uint64_t *lacking);
 enum dmm_class dmm_get_class(const struct dmm_space *s);
 /* Once a second, from any thread: how fast do shares break? Insured VMs' covers follow. */
 void dmm_insurance_tick(uint64_t elapsed_ns);

@@ -174,13 +174,21 @@ bool pool_charge_break(struct dmm_space *s)
     return false;
 }
 
-void dmm_set_class(struct dmm_space *s, enum dmm_class c)
+bool dmm_set_class(struct dmm_space *s, enum dmm_class c, uint64_t *lacking)
 {
     spin_lock(&s->cover_lock);
-    s->class = c;
-    cover(s);
+    uint64_t has = s->hard + s->soft, needs = load(&s->owed) - MIN(load(&s->owed), has), aside = load(&pool_set_aside), free = frame_available_hint();
+    uint64_t can = free - MIN(free, aside);
+    bool covered = c != DMM_CLASS_STRICT || can >= needs;
+    if (covered) {
+        s->class = c;
+        cover(s);
+    }
     spin_unlock(&s->cover_lock);
+    if (!covered)
+        *lacking = needs - can;
     dmm_wake_memory_waiters();
+    return covered;
 }
 
 enum dmm_class dmm_get_class(const struct dmm_space *s) { return s->class; }

@@ -320,7 +320,7 @@ void space_destroy(struct dmm_space *s)
         if (s->frames[t])
             panic("vm%u (%s): %lu %s frames are still owned at its end", s->vm_id, s->name, (unsigned long)s->frames[t],
                   frame_type_name(t));
-    dmm_set_class(s, DMM_CLASS_BEST_EFFORT);
+    dmm_set_class(s, DMM_CLASS_BEST_EFFORT, NULL);
     pool_list_remove(s);
     pool_dismiss(s);
     dmm_leave(outermost);

@@ -460,7 +460,7 @@ static uint64_t greedy_pages(const struct dmm_space *s)
 static void test_uncovered_is_tried_again(void **state)
 {
     create(0, 0, false);
-    dmm_set_class(vms[0].s, DMM_CLASS_STRICT);
+    assert_true(dmm_set_class(vms[0].s, DMM_CLASS_STRICT, NULL));
     for (uint64_t g = 0; g < 512; g++)
         put(&vms[0], g, 100 + g % 5);
     struct dmm_space_config cfg = { .name = "greedy", .vm_id = 9, .pages = 1 << 16, .format = &p2m_format_fake };

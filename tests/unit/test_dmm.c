@@ -490,7 +490,7 @@ static void step(void)
     case 13: case 14: case 15: scan(v, g); break;
     case 19: disturb(v, g, host_random(2)); break;
     case 16: dmm_insurance_tick(1 + host_random(2000000000)); break;
-    case 17: if (host_random(10) == 0) dmm_set_class(v->s, (enum dmm_class)host_random(3)); break;
+    case 17: if (host_random(10) == 0) dmm_set_class(v->s, (enum dmm_class)host_random(3), &(uint64_t){0}); break;
     case 20: freeze_or_thaw(v); break;
     case 21: collapse(v, g); break;
     case 22: guest_clears(v, g); break;

@@ -240,7 +240,7 @@ static void test_what_a_stall_waits_for(void **state)
     expect_stalled(effort, 100, DMM_STALL_SET_ASIDE);
     expect_stalled(capped, 1, DMM_STALL_SET_ASIDE); /* its maximum is none for a page that is charged */
     expect_stalled(capped, 0, DMM_STALL_MAXIMUM);
-    dmm_set_class(strict, DMM_CLASS_BEST_EFFORT);
+    assert_true(dmm_set_class(strict, DMM_CLASS_BEST_EFFORT, NULL));
     assert_int_equal(dmm_stall_reason(effort), DMM_STALL_NONE);
     assert_true(pool_has_room(effort));
     expect_stalled(greedy, fill_until_stalled(greedy), DMM_STALL_NO_FRAME);
@@ -268,6 +268,24 @@ static void test_strict_is_not_merged_uncovered(void **state)
     host_audit();
 }
 
+static void test_who_shares_too_much_can_not_become_strict(void **state)
+{
+    enum { PAGES = 100 };
+    struct dmm_space *s = make(PAGES, DMM_CLASS_BEST_EFFORT, 0), *greedy = make(1 << 16, DMM_CLASS_BEST_EFFORT, 0);
+    uint64_t lacking = 0;
+    share_pairs(s, PAGES);
+    fill_until_stalled(greedy);
+    assert_false(dmm_set_class(s, DMM_CLASS_STRICT, &lacking));
+    assert_in_range(lacking, 1, PAGES);
+    assert_int_equal(dmm_get_class(s), DMM_CLASS_BEST_EFFORT);
+    host_audit();
+    dmm_space_destroy(greedy);
+    assert_true(dmm_set_class(s, DMM_CLASS_STRICT, &lacking));
+    assert_int_equal(dmm_covered_pages(), PAGES);
+    dmm_space_destroy(s);
+    host_audit();
+}
+
 static void test_insurance_follows_the_rate(void **state)
 {
     enum { PAGES = 400 };
@@ -287,9 +305,9 @@ static void test_insurance_follows_the_rate(void **state)
     for (unsigned n = 0; n < 60; n++)
         dmm_insurance_tick(1000000000);
     assert_true(dmm_covered_pages() <= calm); /* it owes less, too */
-    dmm_set_class(s, DMM_CLASS_STRICT);
+    assert_true(dmm_set_class(s, DMM_CLASS_STRICT, NULL));
     host_audit();
-    dmm_set_class(s, DMM_CLASS_BEST_EFFORT);
+    assert_true(dmm_set_class(s, DMM_CLASS_BEST_EFFORT, NULL));
     assert_int_equal(dmm_covered_pages(), 0);
     dmm_space_destroy(s);
     host_audit();
@@ -569,7 +587,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rmap_against_a_list), cmocka_unit_test(test_full_map), cmocka_unit_test(test_family),
         cmocka_unit_test(test_many_snapshots), cmocka_unit_test(test_take_over_without_frames), cmocka_unit_test(test_everybody_writes),
-        cmocka_unit_test(test_what_a_stall_waits_for), cmocka_unit_test(test_strict_is_not_merged_uncovered), cmocka_unit_test(test_insurance_follows_the_rate),
+        cmocka_unit_test(test_what_a_stall_waits_for), cmocka_unit_test(test_strict_is_not_merged_uncovered),
+        cmocka_unit_test(test_who_shares_too_much_can_not_become_strict),
+        cmocka_unit_test(test_insurance_follows_the_rate),
         cmocka_unit_test(test_audit_sees_damage), cmocka_unit_test(test_writers_while_merging),
     };
     return cmocka_run_group_tests(tests, setup, NULL);

@@ -294,8 +294,11 @@ void pool_inherit(struct dmm_space *s, uint64_t pages)
 
 struct dmm_space *dmm_space_acquire(unsigned id)
 {
+    /* Policies walk the whole table, in which nearly all is empty: the lock for each would have several CPUs meet at it all the time. */
+    if (id < 1 || id > DMM_MAX_SPACES || !__atomic_load_n(&dmm_spaces[id], __ATOMIC_ACQUIRE))
+        return NULL;
     spin_lock(&pools_lock);
-    struct dmm_space *s = id >= 1 && id <= DMM_MAX_SPACES ? dmm_spaces[id] : NULL;
+    struct dmm_space *s = dmm_spaces[id];
     if (s && (s->closed || s->frozen))
         s = NULL;
     if (s)

@@ -300,6 +300,9 @@ class Machine:
         with self.wake:
             self.wake.wait_for(lambda: self.panicked or self.ended is not None, seconds)
 
+    def post_mortem(self):
+        """What can be told of a machine that did not do what it should, in its log."""
+
     def dump(self, path):
         """The machine's memory, byte for byte, in a file."""
         raise Failure("this back end has no way to get at the machine's memory")
@@ -355,6 +358,15 @@ class QemuMachine(Machine):
         except OSError as error:
             raise Failure(f"QEMU's {command}: {error}") from None
         raise Failure(f"QEMU's monitor has closed the line at {command}")
+
+    def post_mortem(self):
+        """Where each CPU is, and what waits at its local APIC: tells a hang from a wait."""
+        self.deadline = None # it is over
+        looks = ["info registers -a"] + [f"info lapic {n}" for n in range(self.cpus + self.spare_cpus())] + ["info pic"]
+        for look in looks * 2: # has it moved meanwhile?
+            for line in self.ask_qemu("human-monitor-command", 5, **{"command-line": look}).splitlines():
+                if line.strip() and not re.match(r"[FXY][PM][RM]", line):
+                    self.note(line.rstrip())
 
     def dump(self, path):
         size = int(self.memory[:-1]) << {"M": 20, "G": 30}[self.memory[-1]]

@@ -402,7 +402,7 @@ class BochsMachine(Machine):
 
     def emulator_command(self):
         return ["tools/run-bochs", "--image", self.image, "--memory", self.memory, "--serial", "stdio", "--no-reboot",
-                "--cpus", str(self.cpus), *self.model, *self.extra]
+                "--cpus", str(self.cpus), *(("--model", self.cpu) if self.cpu else self.model), *self.extra]
 
 
 class BochsAmdMachine(BochsMachine):

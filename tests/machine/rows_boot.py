@@ -93,6 +93,14 @@ def boot_no_svm(bench):
         m.expect("halted: .*" + said, 40)
 
 
+@row("boot-no-ept", backends=("vmx",), why="takes Bochs's older Intel CPUs", audit=False, quick=("vmx",))
+def boot_no_ept(bench):
+    """Three generations: VMX alone, EPT without real-mode guests, and a CPU that can run none of our 64-bit code to say so."""
+    for cpu, said in (("core2_penryn_t9600", "Intel VMX but no EPT"), ("corei5_lynnfield_750", "no unrestricted guest"), ("pentium_mmx", "no long mode")):
+        m = bench.power_on(None, cpu=cpu)
+        m.expect("halted: .*" + said, 40)
+
+
 @row("boot-iso", timeout=150, memory="1G", backends=("svm",), why="every row boots the ISO there")
 def boot_iso(bench):
     """The ISO by UEFI and by BIOS, as a disk and as a USB stick; each runs a guest whose kernel came by GRUB."""

@@ -154,3 +154,28 @@ bool vmx_features_of(const struct vmx_msrs *m, struct vmx_features *f, char why[
     f->cr4_fixed1 = vmx_msr(m, MSR_VMX_CR4_FIXED1);
     return true;
 }
+
+/* Not the eptp_bits and flags that follow from these, nor timer_slice, which is the boot CPU's for all. */
+bool vmx_features_agree(const struct vmx_features *boot, const struct vmx_features *here, char why[VMX_WHY_BYTES])
+{
+#define SAME(field, words)                                                                                 \
+    if (here->field != boot->field) {                                                                      \
+        snprintf(why, VMX_WHY_BYTES, words ": %#lx here, %#lx on the boot CPU", (uint64_t)here->field, (uint64_t)boot->field); \
+        return false;                                                                                      \
+    }
+    SAME(revision, "VMCS revision identifier")
+    SAME(pin, "pin-based controls")
+    SAME(proc, "processor-based controls")
+    SAME(proc2, "secondary processor-based controls")
+    SAME(exit, "VM-exit controls")
+    SAME(entry, "VM-entry controls")
+    SAME(ept_vpid_cap, "EPT and VPID capabilities")
+    SAME(cr0_fixed0, "IA32_VMX_CR0_FIXED0")
+    SAME(cr0_fixed1, "IA32_VMX_CR0_FIXED1")
+    SAME(cr4_fixed0, "IA32_VMX_CR4_FIXED0")
+    SAME(cr4_fixed1, "IA32_VMX_CR4_FIXED1")
+    SAME(ins_outs_info, "instruction information for INS and OUTS")
+    SAME(timer_shift, "VMX-preemption timer rate")
+#undef SAME
+    return true;
+}

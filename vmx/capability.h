@@ -4,8 +4,7 @@
 
 #include "include/hw/msr.h"
 #include "include/hw/vmcs.h"
-
-#define VMX_WHY_BYTES 160
+#include "vmx/failure.h"
 
 /* MSR_VMX_BASIC and what follows it, as read; 0: does not exist. */
 struct vmx_msrs { uint64_t value[MSR_VMX_LAST - MSR_VMX_BASIC + 1]; };
@@ -27,6 +26,8 @@ struct vmx_features {
 bool vmx_msr_exists(const struct vmx_msrs *m, uint32_t msr);
 /* False: these MSRs are of a CPU that is none for us; `why` says what it lacks, and f has nothing of use. */
 bool vmx_features_of(const struct vmx_msrs *m, struct vmx_features *f, char why[VMX_WHY_BYTES]);
+/* A guest may come to any CPU, set up for the boot CPU. False: this one's features are others; `why` has the first difference. */
+bool vmx_features_agree(const struct vmx_features *boot, const struct vmx_features *here, char why[VMX_WHY_BYTES]);
 /* SDM 3, 24.7: firmware should have locked IA32_FEATURE_CONTROL one way or the other; one that forgot leaves the choice to us, which is
  * then in *value, to be written. False: VMXON outside SMX is forbidden until reset. */
 bool vmx_feature_control_allows(uint64_t *value);

@@ -17,16 +17,6 @@ static bool shared_ready;
 
 uint64_t vmx_msr_bitmap_hpa(void) { return mfn_to_hpa(msr_bitmap); }
 
-const char *vmx_error_name(uint32_t number)
-{
-    switch (number) {
-#define E(n, words) case n: return words;
-        VMX_INSTRUCTION_ERRORS(E)
-#undef E
-    default: return "unknown VM-instruction error";
-    }
-}
-
 NORETURN void vmx_insn_failed(const char *insn, uint64_t operand)
 {
     uint64_t error = 0;
@@ -105,6 +95,29 @@ static void fix_control_registers(void)
     write_cr4((read_cr4() | CR4_VMXE | rdmsr(MSR_VMX_CR4_FIXED0)) & rdmsr(MSR_VMX_CR4_FIXED1));
 }
 
+/* Also true of the boot CPU itself. */
+static bool like_the_boot_cpu(const char **why)
+{
+    struct vmx_features here;
+    *why = reason;
+    if (!cpu_has(CPUID_VMX) || !feature_control_allows()) {
+        *why = "VMX is not there on this CPU or locked off (IA32_FEATURE_CONTROL), though not on the boot CPU";
+        return false;
+    }
+    struct vmx_msrs m = read_capabilities();
+    return vmx_features_of(&m, &here, reason) && vmx_features_agree(&features, &here, reason);
+}
+
+static void report_vmxon(enum vmx_outcome how)
+{
+    uint64_t error = 0;
+    if (how == VMX_FAIL_VALID)
+        vmread_safe(VMCS_INSTRUCTION_ERROR, &error);
+    vmx_vmxon_failure(how, error, reason);
+    log_error("vmx: VMXON of a region with revision %#x failed: cr0 %#lx (fixed %#lx to 1, %#lx to 0), cr4 %#lx (%#lx, %#lx)", features.revision,
+              read_cr0(), rdmsr(MSR_VMX_CR0_FIXED0), ~rdmsr(MSR_VMX_CR0_FIXED1), read_cr4(), rdmsr(MSR_VMX_CR4_FIXED0), ~rdmsr(MSR_VMX_CR4_FIXED1));
+}
+
 bool vmx_cpu_enable(const char **why)
 {
     struct vmx_cpu *c = kzalloc(sizeof(*c));
@@ -113,14 +126,13 @@ bool vmx_cpu_enable(const char **why)
         *why = "no frames for the VMXON region and the MSR bitmap, or no interrupt vector left";
         goto fail;
     }
-    if (!feature_control_allows()) {
-        *why = "VMX is locked off on this CPU (IA32_FEATURE_CONTROL) though not on the boot CPU";
+    if (!like_the_boot_cpu(why))
         goto fail;
-    }
     fix_control_registers();
     *(uint32_t *)mfn_to_hva(region) = features.revision;
-    if (!vmxon(mfn_to_hpa(region))) {
-        snprintf(reason, sizeof(reason), "VMXON failed with cr0 %#lx cr4 %#lx, VMCS revision %#x", read_cr0(), read_cr4(), features.revision);
+    enum vmx_outcome how = vmxon(mfn_to_hpa(region));
+    if (how != VMX_SUCCEEDED) {
+        report_vmxon(how);
         *why = reason;
         write_cr4(read_cr4() & ~CR4_VMXE);
         goto fail;

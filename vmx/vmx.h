@@ -14,6 +14,7 @@
 #include "include/hw/vmcs.h"
 #include "vm/vm.h"
 #include "vmx/capability.h"
+#include "vmx/failure.h"
 #include "vmx/insn.h"
 #include "x86/percpu.h"
 
@@ -69,7 +70,6 @@ bool vmx_cpu_enable(const char **why);
 void vmx_cpu_disable(void);
 static inline struct vmx_cpu *vmx_this_cpu(void) { return this_cpu()->slot[PERCPU_HVM]; }
 uint64_t vmx_msr_bitmap_hpa(void);
-const char *vmx_error_name(uint32_t number);  /* of INSTRUCTION_ERROR */
 
 /* vmx/control.c: the VMCS's life, where it is, and what it says at the start */
 bool vmx_vm_init(struct vm *vm);

@@ -309,6 +309,8 @@ class Machine:
 class QemuMachine(Machine):
     """Beside its serial line it has a socket to QEMU's monitor (QMP), whose other end QEMU inherits."""
 
+    arguments = ()                          # QEMU's own, after those of tools/run-qemu
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.monitor, self.monitor_inside = socket.socketpair()
@@ -328,7 +330,8 @@ class QemuMachine(Machine):
                    "--no-reboot", "--cpus", str(self.cpus), *self.extra]
         if self.cpu:
             command += ["--cpu", self.cpu]
-        return command + ["--", "-chardev", f"socket,id=monitor,fd={self.monitor_inside.fileno()}", "-mon", "chardev=monitor,mode=control"]
+        return command + ["--", "-chardev", f"socket,id=monitor,fd={self.monitor_inside.fileno()}", "-mon", "chardev=monitor,mode=control",
+                          *self.arguments]
 
     def ask_qemu(self, command, timeout=60, **arguments):
         """A command of QEMU's monitor; its answer."""

@@ -1,4 +1,4 @@
-/* TEST-SOURCES: vmx/capability.c */
+/* TEST-SOURCES: vmx/capability.c vmx/failure.c */
 /*
  * Which CPUs are taken for VMX and how they are set up, from the raw capability MSRs of seven models (as Bochs's have them), with each bit
  * turned over, and with random ones. The judge has its own list of what we need, in bit numbers and words of SDM 3, tables 25-5 to 25-17.
@@ -273,6 +273,61 @@ static void nothing_optional_is_needed(void **state)
     assert_int_equal(f.timer_shift, 5);
 }
 
+/* ---- several CPUs --------------------------------------------------------------------------------------------------------------- */
+
+static void a_cpu_is_like_itself_and_no_other(void **state)
+{
+    static const char *const first_difference[MODELS] = {
+        [SNB] = "secondary processor-based controls: 0xea here, 0x14ea on the boot CPU", [HSW] = NULL,
+        [BDW] = "IA32_VMX_CR4_FIXED1: 0x3727ff here, 0x1727ff on the boot CPU", [SKX] = "IA32_VMX_CR4_FIXED1",
+        [CNL] = "IA32_VMX_CR4_FIXED1: 0x772fff here", [ICL] = "VMCS revision identifier: 0x4 here, 0x2b on the boot CPU",
+        [TGL] = "VMCS revision identifier",
+    };
+    struct vmx_msrs m = msrs_of(HSW);
+    struct vmx_features boot;
+    assert_true(taken(&m));
+    boot = f;
+    boot.timer_slice = 12345; /* enable.c's, for all */
+    for (enum model model = 0; model < MODELS; model++) {
+        m = msrs_of(model);
+        assert_true(taken(&m));
+        assert_int_equal(vmx_features_agree(&boot, &f, why), !first_difference[model]);
+        if (first_difference[model])
+            assert_non_null(strstr(why, first_difference[model]));
+    }
+}
+
+/* Of two CPUs that agree, what a VM entry of one lets pass does the other's. */
+static void cpus_that_agree_take_the_same_words(void **state)
+{
+    struct vmx_msrs m = msrs_of(SKX);
+    assert_true(taken(&m));
+    struct vmx_features boot = f;
+    unsigned agreed = 0;
+    for (unsigned msr = 0; msr < sizeof(raw) / sizeof(raw[0]); msr++)
+        for (unsigned bit = 0; bit < 64; bit++) {
+            m = msrs_of(SKX);
+            m.value[msr] ^= BIT64(bit);
+            if ((msr == 0xb && bit < 32) || !taken(&m))
+                continue;
+            struct vmx_features here = f;
+            memset(why, 0, sizeof(why));
+            bool same = vmx_features_agree(&boot, &here, why);
+            agreed += same;
+            assert_int_equal(same, !why[0]);
+            if (msr == 0x6 || msr == 0x8) /* PE and PG are nothing to an unrestricted guest */
+                assert_int_equal(same, msr == 6 && (bit == 0 || bit == 31));
+            if (msr == 0x7 || msr == 0x9 || msr == 0xc)
+                assert_false(same);
+            if (msr == 0x5)
+                assert_int_equal(same, bit > 4);
+            f = boot;
+            if (same)
+                judge(&m);
+        }
+    assert_true(agreed > 100);
+}
+
 /* ---- nonsense ----------------------------------------------------------------------------------------------------------------- */
 
 /* Taken or refused with a reason; what is taken can be entered. */
@@ -339,7 +394,8 @@ int main(void)
         cmocka_unit_test(these_models_are_taken), cmocka_unit_test(haswell_word_by_word),
         cmocka_unit_test(without_the_true_controls_cr3_exits_cannot_be_had_off), cmocka_unit_test(the_texts_of_refusals),
         cmocka_unit_test(each_bit_of_each_control_word), cmocka_unit_test(each_bit_of_the_ept_and_vpid_capabilities),
-        cmocka_unit_test(nothing_optional_is_needed), cmocka_unit_test(any_numbers_at_all),
+        cmocka_unit_test(nothing_optional_is_needed), cmocka_unit_test(a_cpu_is_like_itself_and_no_other),
+        cmocka_unit_test(cpus_that_agree_take_the_same_words), cmocka_unit_test(any_numbers_at_all),
         cmocka_unit_test(no_register_is_read_that_does_not_exist), cmocka_unit_test(firmware_that_locked_it_and_firmware_that_forgot),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

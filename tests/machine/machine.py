@@ -360,7 +360,7 @@ class QemuMachine(Machine):
 
 
 class QemuIsoMachine(QemuMachine):
-    """The hybrid ISO instead of the disk image; a hybrid is a disk as well, which is how QEMU gets it."""
+    """The hybrid ISO instead of the disk image; a hybrid is a disk as well, which is how QEMU gets it unless a row says `--boot-from cd`."""
 
     medium = ("tools/mkiso", ".iso")
 

@@ -101,11 +101,11 @@ def boot_no_ept(bench):
         m.expect("halted: .*" + said, 40)
 
 
-@row("boot-iso", timeout=150, memory="1G", backends=("svm",), why="every row boots the ISO there")
+@row("boot-iso", timeout=200, memory="1G", backends=("svm",), why="every row boots the ISO there")
 def boot_iso(bench):
-    """The ISO by UEFI and by BIOS, as a disk and as a USB stick; each runs a guest whose kernel came by GRUB."""
+    """The ISO by UEFI and by BIOS, as a CD, as a disk and as a USB stick; each runs a guest whose kernel came by GRUB."""
     for kind in (QemuIsoMachine, QemuBiosMachine):
-        for medium in ("disk", "usb"):
+        for medium in ("cd", "disk", "usb"):
             m = bench.boot(HYPERVISOR + "[vm h]\nkernel = hello64.elf\nmemory = 16M\ndebug-exit = yes\ncmdline = code=5\n",
                            {"hello64.elf": guest("guests/hello64.elf")}, kind=kind, extra=("--boot-from", medium))
             require("multiboot2" in m.command("version"), "not booted by GRUB")

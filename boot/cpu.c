@@ -8,6 +8,11 @@
 #define MSR_IA32_FEATURE_CONTROL 0x3a
 #define FEATURE_CONTROL_LOCKED BIT64(0)
 #define FEATURE_CONTROL_VMX_OUTSIDE_SMX BIT64(2)
+#define MSR_IA32_VMX_PROCBASED_CTLS 0x482
+#define MSR_IA32_VMX_PROCBASED_CTLS2 0x48b
+#define MAY_ACTIVATE_SECONDARY BIT64(63)
+#define MAY_ENABLE_EPT BIT64(33)
+#define MAY_BE_UNRESTRICTED BIT64(39)
 #define MSR_VM_CR 0xc0010114
 #define VM_CR_SVMDIS BIT64(4)
 #define CR4_LA57 BIT64(12)
@@ -51,13 +56,19 @@ static void check_svm(void)
         loader_halt("this CPU has AMD SVM but no nested paging (CPUID 8000000A EDX bit 0)");
 }
 
-/* Intel SDM 3, 24.7: once locked, the enable bit cannot be set until reset. Unlocked, we set it ourselves later. */
+/* Intel SDM 3, 24.7: once locked, the enable bit cannot be set until reset. Unlocked, we set it ourselves later. Of what else we need,
+ * what the first generations lack is asked for here (appendix A.3); the hypervisor looks at all of it. */
 static void check_vmx(void)
 {
     uint64_t control = rdmsr(MSR_IA32_FEATURE_CONTROL);
     if ((control & FEATURE_CONTROL_LOCKED) && !(control & FEATURE_CONTROL_VMX_OUTSIDE_SMX))
         loader_halt("Intel VMX is present but firmware has locked it off (IA32_FEATURE_CONTROL): look for "
                     "\"VT-x\" or \"virtualization\" in the firmware setup");
+    uint64_t secondary = rdmsr(MSR_IA32_VMX_PROCBASED_CTLS) & MAY_ACTIVATE_SECONDARY ? rdmsr(MSR_IA32_VMX_PROCBASED_CTLS2) : 0;
+    if (!(secondary & MAY_ENABLE_EPT))
+        loader_halt("this CPU has Intel VMX but no EPT (IA32_VMX_PROCBASED_CTLS2 bit 33)");
+    if (!(secondary & MAY_BE_UNRESTRICTED))
+        loader_halt("this CPU has Intel VMX and EPT but no unrestricted guest (IA32_VMX_PROCBASED_CTLS2 bit 39)");
 }
 
 void loader_check_cpu(void)

@@ -16,7 +16,7 @@
 
 #define LOADER_NAME "palimpsest-multiboot2 0.1"
 #define MAX_RANGES 1024
-#define REACH GIB(4)
+#define REACH MB2_REACH
 #define LOW_MEMORY MIB(1)
 /* What core needs at the least beside image and boot files, as for the UEFI loader. */
 #define CORE_MIN_BYTES MIB(64)
@@ -173,41 +173,6 @@ void loader_need_file(struct boot_info *bi, const char *section, const char *key
 
 /* ---- ACPI ------------------------------------------------------------------------------------------------------------------- */
 
-/* ACPI 6.5, 5.2.5.2: in the first KiB of the EBDA or in the BIOS's ROM, on a 16-byte boundary. */
-static uint64_t scan_bios(uint64_t base, uint64_t end)
-{
-    for (uint64_t at = ALIGN_UP(base, 16u); at + 20 <= end; at += 16) {
-        const uint8_t *p = (const uint8_t *)at;
-        uint8_t sum = 0;
-        for (unsigned n = 0; n < 20; n++)
-            sum = (uint8_t)(sum + p[n]);
-        if (sum == 0 && memcmp(p, "RSD PTR ", 8) == 0)
-            return at;
-    }
-    return 0;
-}
-
-/* The table's offsets are UEFI 2.10's, 4.3 and 4.6. */
-static uint64_t scan_efi(uint64_t system_table)
-{
-    static const uint8_t acpi_2[16] = {0x71, 0xe8, 0x68, 0x88, 0xf1, 0xe4, 0xd3, 0x11, 0xbc, 0x22, 0x00, 0x80, 0xc7, 0x3c, 0x88, 0x81};
-    static const uint8_t acpi_1[16] = {0x30, 0x2d, 0x9d, 0xeb, 0x88, 0x2d, 0xd3, 0x11, 0x9a, 0x16, 0x00, 0x90, 0x27, 0x3f, 0xc1, 0x4d};
-    struct { uint64_t count, tables; } st;
-    uint64_t rsdp = 0;
-    if (system_table >= REACH - PAGE_SIZE)
-        return 0;
-    memcpy(&st, (const void *)(system_table + 104), sizeof(st));
-    for (uint64_t i = 0; i < MIN(st.count, 256u) && st.tables < REACH - PAGE_SIZE * 2; i++) {
-        const uint8_t *entry = (const uint8_t *)(st.tables + i * 24);
-        if (memcmp(entry, acpi_2, 16) != 0 && (rsdp || memcmp(entry, acpi_1, 16) != 0))
-            continue;
-        memcpy(&rsdp, entry + 16, sizeof(rsdp));
-        if (memcmp(entry, acpi_2, 16) == 0)
-            break;
-    }
-    return rsdp;
-}
-
 /* GRUB gives a copy, which lies in memory that core will reuse: it gets a page that is kept as ACPI's own. */
 static uint64_t find_rsdp(void)
 {
@@ -217,12 +182,7 @@ static uint64_t find_rsdp(void)
         memmap_add(&map, (uint64_t)page, PAGE_SIZE, BOOT_MEM_ACPI_RECLAIM);
         return (uint64_t)page;
     }
-    if (mb.efi_system_table)
-        return scan_efi(mb.efi_system_table);
-    uint16_t ebda;
-    memcpy(&ebda, (const void *)0x40e, sizeof(ebda));
-    uint64_t rsdp = ebda ? scan_bios((uint64_t)ebda << 4, ((uint64_t)ebda << 4) + 1024) : 0;
-    return rsdp ? rsdp : scan_bios(0xe0000, 0x100000);
+    return mb2_search_rsdp(0, mb.efi_system_table);
 }
 
 void multiboot2_main(const void *info)

@@ -4,6 +4,8 @@
 
 #include "boot/memmap.h"
 
+#define MB2_REACH GIB(4)                /* what the loader's identity tables map */
+
 struct mb2_module { uint64_t hpa, size; const char *args; }; /* args: what follows the file in GRUB's module2 command */
 
 struct mb2_info {
@@ -23,5 +25,9 @@ bool mb2_decode(const void *info, uint64_t max, struct mb2_info *out, const char
 uint64_t mb2_info_bytes(const void *info);
 /* All ranges of the better map, the UEFI one if it was given. */
 void mb2_add_memory(const struct mb2_info *mb, struct memmap *m);
+
+/* multiboot2_rsdp.c: ACPI's root pointer, without GRUB's help; 0: none. Physical memory is seen from the address `memory` on: 0, but for a
+ * test's. Only what is said to be at an address below 4 GiB is looked at; what is found may be anywhere. */
+uint64_t mb2_search_rsdp(uint64_t memory, uint64_t efi_system_table);
 
 #endif

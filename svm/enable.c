@@ -52,18 +52,36 @@ static uint64_t image_hpa_of(const void *p)
     }
 }
 
-static void init_shared(void)
+static struct svm_features features_of_this_cpu(void)
 {
-    svm_feature_flags = (struct svm_features){
+    return (struct svm_features){
         .asids = cpu_leaf(CPUID_LEAF_EXT_SVM, 0).ebx, .nrips = cpu_has(CPUID_SVM_NRIPS),
         .decode_assists = cpu_has(CPUID_SVM_DECODEASSISTS), .flush_by_asid = cpu_has(CPUID_SVM_FLUSHBYASID),
         .vmcb_clean = cpu_has(CPUID_SVM_VMCBCLEAN), .honours_shadow = !cpu_info()->hypervisor, .loses_interrupts = cpu_info()->tcg,
         .pause_filter = cpu_has(CPUID_SVM_PAUSEFILTER),
     };
+}
+
+static void init_shared(void)
+{
+    svm_feature_flags = features_of_this_cpu();
     memset(iopm, 0xff, sizeof(iopm));
     svm_msrpm_fill(msrpm);
     iopm_hpa = image_hpa_of(iopm);
     msrpm_hpa = image_hpa_of(msrpm);
+}
+
+/* A guest may come to any CPU, set up for the boot CPU. (Also true of the boot CPU itself.) */
+static bool like_the_boot_cpu(const char **why)
+{
+    if (svm_probe(why) != HVM_PROBE_OK)
+        return false;
+    struct svm_features here = features_of_this_cpu(), *boot = &svm_feature_flags;
+#define SAME(field) (here.field == boot->field)
+    bool same = SAME(asids) && SAME(nrips) && SAME(decode_assists) && SAME(flush_by_asid) && SAME(vmcb_clean) && SAME(pause_filter);
+#undef SAME
+    *why = "its SVM features (CPUID 8000_000A) are not the boot CPU's";
+    return same;
 }
 
 bool svm_cpu_enable(const char **why)
@@ -76,6 +94,8 @@ bool svm_cpu_enable(const char **why)
     }
     if (!iopm_hpa)
         init_shared();
+    if (!like_the_boot_cpu(why))
+        goto fail;
     if (svm_feature_flags.asids < 2) { /* ASID 0 is the host */
         *why = "CPUID 8000_000A EBX reports no usable ASID";
         goto fail;

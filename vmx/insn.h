@@ -8,6 +8,7 @@
 #define HV_VMX_INSN_H
 
 #include "include/hw/vmcs.h"
+#include "vmx/failure.h"
 #include "x86/cpu.h"
 
 /* enable.c */
@@ -65,12 +66,12 @@ VMX_INVALIDATE(invept, "INVEPT")
 VMX_INVALIDATE(invvpid, "INVVPID")
 #undef VMX_INVALIDATE
 
-/* False: the region or CR0, CR4, IA32_FEATURE_CONTROL are not as VMXON wants them (#GP or CF). */
-static inline bool vmxon(uint64_t hpa)
+/* After a #GP both flags are as they were set here, which no instruction leaves them. */
+static inline enum vmx_outcome vmxon(uint64_t hpa)
 {
-    uint8_t ok = 0;
-    asm volatile("1: vmxon %1\n seta %0\n 2:\n" FIXUP("1b", "2b") : "+q"(ok) : "m"(hpa) : "cc", "memory");
-    return ok;
+    uint8_t cf = 1, zf = 1;
+    asm volatile("1: vmxon %2\n setc %0\n setz %1\n 2:\n" FIXUP("1b", "2b") : "+q"(cf), "+q"(zf) : "m"(hpa) : "cc", "memory");
+    return cf ? zf ? VMX_FAULTED : VMX_FAIL_INVALID : zf ? VMX_FAIL_VALID : VMX_SUCCEEDED;
 }
 
 static inline void vmxoff(void)

@@ -205,6 +205,10 @@ void vmx_dump(struct vcpu *v, void (*line)(const char *))
     snprintf(text, sizeof(text), "vmcs: exit %s (%#x) qualification %#lx", vmx_reason_name(VMX_REASON_BASIC(vmx_of(v)->reason)),
              vmx_of(v)->reason, vmread(VMCS_EXIT_QUALIFICATION));
     line(text);
+    if (vmx_of(v)->reason & VMX_REASON_ENTRY_FAILURE) {
+        vmx_entry_failure(vmx_of(v)->reason, vmread(VMCS_EXIT_QUALIFICATION), text);
+        line(text);
+    }
     dump_fields(line);
 }
 

@@ -13,6 +13,8 @@
 #include "include/hv/p2m.h"
 #include "include/hw/vmcs.h"
 #include "vm/vm.h"
+#include "vmx/capability.h"
+#include "vmx/failure.h"
 #include "vmx/insn.h"
 #include "x86/percpu.h"
 
@@ -49,16 +51,6 @@ _Static_assert(offsetof(struct vmx_vcpu, host_rsp) == 0, "entry.asm");
 
 static inline struct vmx_vcpu *vmx_of(const struct vcpu *v) { return v->hvm; }
 
-/* What this machine's CPUs can do and how we set them (enable.c). The control words satisfy allowed-0 and allowed-1. */
-struct vmx_features {
-    uint32_t revision, pin, proc, proc2, exit, entry;
-    uint64_t ept_vpid_cap, cr0_fixed0, cr0_fixed1, cr4_fixed0, cr4_fixed1;
-    uint32_t invept_type;
-    bool tpr_shadow, vpid, preemption_timer, ins_outs_info;
-    uint32_t timer_slice;      /* preemption timer's count for VMX_IF0_SLICE_NS */
-    uint64_t eptp_bits;        /* besides the root's address */
-};
-
 /* One for each CPU that has been enabled; this_cpu()->slot[PERCPU_HVM]. */
 struct vmx_cpu {
     struct vmx_vcpu *current;  /* whose VMCS is the current one */
@@ -70,7 +62,7 @@ struct vmx_cpu {
     mfn_t vmxon_region;
 };
 
-/* vmx/enable.c */
+/* vmx/enable.c; the pure part is in vmx/capability.h */
 extern struct vmx_features vmx_feature_flags; /* constant once the first CPU is enabled */
 static inline const struct vmx_features *vmx_features(void) { return &vmx_feature_flags; }
 enum hvm_probe_result vmx_probe(const char **why);
@@ -78,7 +70,6 @@ bool vmx_cpu_enable(const char **why);
 void vmx_cpu_disable(void);
 static inline struct vmx_cpu *vmx_this_cpu(void) { return this_cpu()->slot[PERCPU_HVM]; }
 uint64_t vmx_msr_bitmap_hpa(void);
-const char *vmx_error_name(uint32_t number);  /* of INSTRUCTION_ERROR */
 
 /* vmx/control.c: the VMCS's life, where it is, and what it says at the start */
 bool vmx_vm_init(struct vm *vm);

@@ -101,6 +101,8 @@ VMCS_FIELDS(F)
 #define MSR_VMX_PROCBASED_CTLS2 0x48bu
 #define MSR_VMX_EPT_VPID_CAP 0x48cu
 #define MSR_VMX_TRUE_OFFSET 0xcu       /* the "true" control MSRs: 48Dh for 481h and so on */
+#define MSR_VMX_TRUE_FIRST 0x48du
+#define MSR_VMX_LAST 0x490u            /* of those that we read */
 
 #define VMX_BASIC_REVISION(v) FIELD_GET64(v, 30, 0)
 #define VMX_BASIC_BYTES(v) FIELD_GET64(v, 44, 32)

@@ -316,6 +316,8 @@ class Machine:
 class QemuMachine(Machine):
     """Beside its serial line it has a socket to QEMU's monitor (QMP), whose other end QEMU inherits."""
 
+    arguments = ()                          # QEMU's own, after those of tools/run-qemu
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.monitor, self.monitor_inside = socket.socketpair()
@@ -338,7 +340,8 @@ class QemuMachine(Machine):
                    "--no-reboot", "--cpus", str(self.cpus), *self.extra]
         if self.cpu:
             command += ["--cpu", self.cpu]
-        return command + ["--", "-chardev", f"socket,id=monitor,fd={self.monitor_inside.fileno()}", "-mon", "chardev=monitor,mode=control"]
+        return command + ["--", "-chardev", f"socket,id=monitor,fd={self.monitor_inside.fileno()}", "-mon", "chardev=monitor,mode=control",
+                          *self.arguments]
 
     def ask_qemu(self, command, timeout=60, **arguments):
         """A command of QEMU's monitor; its answer."""
@@ -376,7 +379,7 @@ class QemuMachine(Machine):
 
 
 class QemuIsoMachine(QemuMachine):
-    """The hybrid ISO instead of the disk image; a hybrid is a disk as well, which is how QEMU gets it."""
+    """The hybrid ISO instead of the disk image; a hybrid is a disk as well, which is how QEMU gets it unless a row says `--boot-from cd`."""
 
     medium = ("tools/mkiso", ".iso")
 
@@ -421,7 +424,7 @@ class BochsMachine(Machine):
 
     def emulator_command(self):
         return ["tools/run-bochs", "--image", self.image, "--memory", self.memory, "--serial", "stdio", "--no-reboot",
-                "--cpus", str(self.cpus), *self.model, *self.extra]
+                "--cpus", str(self.cpus), *(("--model", self.cpu) if self.cpu else self.model), *self.extra]
 
 
 class BochsAmdMachine(BochsMachine):

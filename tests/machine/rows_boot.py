@@ -93,11 +93,19 @@ def boot_no_svm(bench):
         m.expect("halted: .*" + said, 40)
 
 
-@row("boot-iso", timeout=150, memory="1G", backends=("svm",), why="every row boots the ISO there")
+@row("boot-no-ept", backends=("vmx",), why="takes Bochs's older Intel CPUs", audit=False, quick=("vmx",))
+def boot_no_ept(bench):
+    """Three generations: VMX alone, EPT without real-mode guests, and a CPU that can run none of our 64-bit code to say so."""
+    for cpu, said in (("core2_penryn_t9600", "Intel VMX but no EPT"), ("corei5_lynnfield_750", "no unrestricted guest"), ("pentium_mmx", "no long mode")):
+        m = bench.power_on(None, cpu=cpu)
+        m.expect("halted: .*" + said, 40)
+
+
+@row("boot-iso", timeout=200, memory="1G", backends=("svm",), why="every row boots the ISO there")
 def boot_iso(bench):
-    """The ISO by UEFI and by BIOS, as a disk and as a USB stick; each runs a guest whose kernel came by GRUB."""
+    """The ISO by UEFI and by BIOS, as a CD, as a disk and as a USB stick; each runs a guest whose kernel came by GRUB."""
     for kind in (QemuIsoMachine, QemuBiosMachine):
-        for medium in ("disk", "usb"):
+        for medium in ("cd", "disk", "usb"):
             m = bench.boot(HYPERVISOR + "[vm h]\nkernel = hello64.elf\nmemory = 16M\ndebug-exit = yes\ncmdline = code=5\n",
                            {"hello64.elf": guest("guests/hello64.elf")}, kind=kind, extra=("--boot-from", medium))
             require("multiboot2" in m.command("version"), "not booted by GRUB")

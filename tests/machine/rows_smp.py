@@ -1,6 +1,7 @@
 """Several CPUs: the machine's, the guests', and memory that is taken away on one while another uses it."""
 import re
 
+from machine import QemuMachine
 from rows import guest, require, row
 from rows_linux import HYPERVISOR, linux, linux_files, to_shell
 from rows_tiny import create, expect_ok, on_disk
@@ -26,6 +27,28 @@ def smp_boot(bench):
     require([c["id"] for c in top["pcpus"]] == list(range(4 + m.spare_cpus())), f"top shows {top['pcpus']}")
     m = bench.boot(cpus=2)
     require(len(guest_cpus(m)) == 2, f"guests run on {guest_cpus(m)} of 2 CPUs")
+
+
+class OddCpusMachine(QemuMachine):
+    """Four CPUs, of which the second has no nested paging and the third no SVM."""
+
+    arguments = ["-smp", "1,maxcpus=4,sockets=4,cores=1,threads=1"]
+    for _id, _without in ((1, ",npt=off"), (2, ",svm=off"), (3, "")):
+        arguments += ["-device", f"EPYC-x86_64-cpu,socket-id={_id},die-id=0,core-id=0,thread-id=0{_without}"]
+
+
+@row("smp-odd", timeout=150, backends=("svm",), why="Bochs has as many CPUs of one model")
+def smp_odd(bench):
+    """CPUs that cannot do what the boot CPU can are left out, each with the reason; the others run guests."""
+    config, files = on_disk("smp.elf")
+    m = bench.boot(config, files, kind=OddCpusMachine)
+    log = m.command("log", log_lines=True)
+    for said in ("APIC id 1 is left out: SVM without nested paging", "APIC id 2 is left out: the CPU has no SVM", "smp: 2 CPUs, 2 left out"):
+        require(said in log, f"the log lacks `{said}`")
+    require(online(m) == 2 and len(m.json("top", 20)["pcpus"]) == 2, "two CPUs in use")
+    create(m, "s", "smp.elf", "mode=all loops=1 seed=1", "64M", "vcpus=4")
+    expect_ok(m, "s", "smp: ok", 120)
+    m.json("vm destroy s")
 
 
 @row("smp-tiny", timeout=240, cpus=2)

@@ -9,11 +9,12 @@
 
 #include "boot/cpu.c"
 
-struct cpu { uint32_t leaf1_ecx, leaf1_edx, ext_ecx, ext_edx, ext_max, svm_edx; uint64_t cr4, vm_cr, feature_control; };
+struct cpu { uint32_t leaf1_ecx, leaf1_edx, ext_ecx, ext_edx, ext_max, svm_edx; uint64_t cr4, vm_cr, feature_control, procbased, procbased2; };
 
 enum { LM = 1 << 29, NX = 1 << 20, APIC = 1 << 9, SVM = 1 << 2, VMX = 1 << 5 };
 static const struct cpu amd = {.leaf1_edx = APIC, .ext_ecx = SVM, .ext_edx = LM | NX, .ext_max = 0x8000001f, .svm_edx = 1};
-static const struct cpu intel = {.leaf1_ecx = VMX, .leaf1_edx = APIC, .ext_edx = LM | NX, .ext_max = 0x80000008};
+static const struct cpu intel = {.leaf1_ecx = VMX, .leaf1_edx = APIC, .ext_edx = LM | NX, .ext_max = 0x80000008,
+                                 .procbased = 0xf7f9fffe0401e172, .procbased2 = 0x000000ff00000000};
 static struct cpu now;
 static jmp_buf halted;
 static char said[256];
@@ -35,6 +36,10 @@ static uint64_t rdmsr(uint32_t msr)
         return now.vm_cr;
     if (msr == 0x3a && (now.leaf1_ecx & VMX))
         return now.feature_control;
+    if (msr == 0x482 && (now.leaf1_ecx & VMX))
+        return now.procbased;
+    if (msr == 0x48b && (now.leaf1_ecx & VMX) && now.procbased >> 63)
+        return now.procbased2;
     fail_msg("rdmsr %#x: #GP", msr);
     return 0;
 }
@@ -85,6 +90,10 @@ static void not_there(void **state)
 {
     assert_says(WITH(amd, c_.svm_edx = 0), "no nested paging");
     assert_says(WITH(amd, c_.ext_max = 0x80000008), "no nested paging");
+    assert_says(WITH(intel, c_.procbased &= ~BIT64(63)), "Intel VMX but no EPT");
+    assert_says(WITH(intel, c_.procbased2 &= ~BIT64(33)), "Intel VMX but no EPT");
+    assert_says(WITH(intel, c_.procbased2 &= ~BIT64(39)), "Intel VMX and EPT but no unrestricted guest");
+    assert_string_equal(check(WITH(intel, c_.procbased2 = BIT64(33) | BIT64(39))), "");
     assert_says(WITH(amd, c_.ext_ecx = 0), "neither AMD SVM nor Intel VMX");
     assert_null(strstr(check(WITH(intel, c_.leaf1_ecx = 0)), "hypervisor"));
     assert_says(WITH(intel, c_.leaf1_ecx = 1u << 31), "under another hypervisor");

@@ -120,9 +120,16 @@ def smp_shares(bench):
     require(m.vm("b")["vcpus"][0]["pcpu"] == 1, "b has left CPU 1")
 
 
+def linux_interrupts(m):
+    """{name: counts by CPU} of the interrupts that a Linux guest's CPUs send each other."""
+    lines = re.findall(r"(RES|CAL|TLB): +((?:\d+ +)+)", m.shell("cat /proc/interrupts", 60))
+    return {name: [int(count) for count in counts.split()] for name, counts in lines}
+
+
 @row("smp-linux", timeout=400, memory="768M", cpus=2)
 def smp_linux(bench):
-    """Linux with two and with four vCPUs on two CPUs: memory that is written, copied and checked by all at once."""
+    """Linux with two and with four vCPUs on two CPUs: memory that is written, copied and checked by all at once; translations that are changed
+    under the others; wake-ups across CPUs."""
     two = linux("two").replace("[vm two]\n", "[vm two]\nvcpus = 2\n")
     four = linux("four").replace("[vm four]\n", "[vm four]\nvcpus = 4\n")
     m = bench.boot(HYPERVISOR + two + four, linux_files())
@@ -134,6 +141,14 @@ def smp_linux(bench):
                 "echo done-$1; }")
         text = m.shell("for i in 1 2 3 4 5 6; do work $i & done; wait; cat /proc/stat | grep -c '^cpu[0-9]'", 150)
         require(text.count("done-") == 6 and "WRONG" not in text and text.split()[-1] == str(vcpus), f"{name}: {text}")
+        before = linux_interrupts(m)
+        rounds = 200 // vcpus
+        text = m.shell(f"smpcheck {rounds} {vcpus}", 150)
+        require(f"smpcheck: ok cpus={vcpus} rounds={rounds} " in text, f"{name}: {text}")
+        after = linux_interrupts(m)
+        for kind in ("RES", "CAL", "TLB"):
+            require(len(after[kind]) == vcpus and all(a > b for a, b in zip(after[kind], before[kind])),
+                    f"{name}: {kind} interrupts by CPU: {before[kind]}, then {after[kind]}")
         m.detach()
 
 

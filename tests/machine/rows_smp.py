@@ -1,7 +1,8 @@
 """Several CPUs: the machine's, the guests', and memory that is taken away on one while another uses it."""
 import re
+import struct
 
-from machine import QemuMachine
+from machine import QemuBiosMachine, QemuMachine
 from rows import guest, require, row
 from rows_linux import HYPERVISOR, linux, linux_files, to_shell
 from rows_tiny import create, expect_ok, on_disk
@@ -20,6 +21,44 @@ def smp_boot(bench):
     require([c["id"] for c in top["pcpus"]] == [0, 1, 2, 3], f"top shows {top['pcpus']}")
     m = bench.boot(cpus=2)
     require(online(m) == 2, f"{online(m)} of 2 CPUs are in use")
+
+
+ABSENT = 77 # the number of a local APIC that no machine here has
+
+
+def madt(apic_ids):
+    """An ACPI table (6.4, 5.2.12) with these local APICs and what emulated PCs have besides: an I/O APIC, the 8254 at its input 2, interrupts of
+    PCI by level, NMI at LINT1."""
+    body = struct.pack("<II", 0xfee00000, 1)
+    body += b"".join(struct.pack("<BBBBI", 0, 8, n, apic_id, 1) for n, apic_id in enumerate(apic_ids))
+    body += struct.pack("<BBBBII", 1, 12, 0, 0, 0xfec00000, 0)
+    body += b"".join(struct.pack("<BBBBIH", 2, 10, 0, irq, gsi, flags) for irq, gsi, flags in
+                     ((0, 2, 0), (5, 5, 13), (9, 9, 13), (10, 10, 13), (11, 11, 13)))
+    body += struct.pack("<BBBHB", 4, 6, 0xff, 0, 1)
+    table = bytearray(struct.pack("<4sIBB6s8sI4sI", b"APIC", 36 + len(body), 3, 0, b"PALIMP", b"ABSENT", 1, b"TEST", 1) + body)
+    table[9] = -sum(table) & 0xff
+    return bytes(table)
+
+
+def stamps(m, pattern):
+    """When the machine logged it, in seconds of its own."""
+    return [float(found) for found in re.findall(rf"\[ *(\d+\.\d+)\] [^\n]*{pattern}", "\n".join(m.json("log")))]
+
+
+@row("smp-absent", timeout=150, cpus=3, backends=("svm",), why="the table is that of QEMU's machine")
+def smp_absent(bench):
+    """ACPI names a CPU that is not there, before and after one that is: it is waited for, but not long, reported and left out. The others
+    work, also those that have got a number behind it; so does a guest on them. Time is a count of instructions, so the limit can be measured."""
+    table = bench.bytes_file("APIC", madt((0, 1, ABSENT, 2, ABSENT + 1)))
+    m = bench.boot(*on_disk("smp.elf"), kind=QemuBiosMachine, image_options=("--acpi-instead", f"APIC={table}"), extra=("--icount=3",))
+    said = [stamps(m, f"smp: the CPU with APIC id {n} is left out: it does not answer") for n in (ABSENT, ABSENT + 1)]
+    require([len(s) for s in said] == [1, 1] and len(stamps(m, "smp: 3 CPUs, 2 left out")) == 1, f"reports: {m.json('log')}")
+    waited = said[1][0] - said[0][0] # half a second is the limit; one that answered was started meanwhile
+    require(0.5 <= waited < 0.7, f"the machine waited {waited} s for a CPU")
+    require(online(m) == 3, f"{online(m)} of 3 CPUs are in use")
+    require([c["id"] for c in m.json("top", 20)["pcpus"]] == [0, 1, 3], "CPUs in use")
+    create(m, "g", "smp.elf", "mode=all loops=1", "64M", "vcpus=3")
+    expect_ok(m, "g", "smp: ok", 120)
 
 
 @row("smp-tiny", timeout=240, cpus=2)

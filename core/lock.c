@@ -44,7 +44,8 @@ static void note_taken(struct spinlock *l, const void *pc)
 
 static void note_released(struct spinlock *l, enum slow_kind kind)
 {
-    slow_note(kind, l->name, l->holder_pc, time_tsc() - l->taken_tsc);
+    if (kind != SLOW_KIND_COUNT)
+        slow_note(kind, l->name, l->holder_pc, time_tsc() - l->taken_tsc);
     struct percpu *cpu = this_cpu();
     uint64_t flags = irq_save();
     unsigned i = cpu->held_count;
@@ -106,19 +107,21 @@ static void release(struct spinlock *l, enum slow_kind kind)
 
 void spin_unlock(struct spinlock *l)
 {
-    release(l, SLOW_LOCK);
+    release(l, HV_DEBUG && !irqs_enabled() ? SLOW_IRQS_OFF : SLOW_LOCK);
 }
 
 uint64_t spin_lock_irqsave(struct spinlock *l)
 {
     uint64_t flags = irq_save();
+    if (HV_DEBUG && (flags & RFLAGS_IF))
+        irqs_off_named(l->name, __builtin_return_address(0)); /* what is waited counts too */
     acquire(l, __builtin_return_address(0));
     return flags;
 }
 
 void spin_unlock_irqrestore(struct spinlock *l, uint64_t flags)
 {
-    release(l, SLOW_IRQS_OFF);
+    release(l, flags & RFLAGS_IF ? SLOW_KIND_COUNT : SLOW_IRQS_OFF); /* the outermost is timed as such */
     irq_restore(flags);
 }
 

@@ -231,8 +231,11 @@ static void report_stray(uint8_t vector) { log_warn("irq: vector %#x on pcpu %u 
 
 static void note_handler(const void *handler, uint64_t tsc_ticks) { slow_note(SLOW_HANDLER, "irq", handler, tsc_ticks); }
 
+static void note_irqs_off(const char *name, const void *pc, uint64_t tsc_ticks) { slow_note(SLOW_IRQS_OFF, name, pc, tsc_ticks); }
+
 void panic_init(void)
 {
+    irqs_off_set_report(note_irqs_off);
     trap_set_hooks(&(struct trap_hooks){.fatal = fatal_trap, .nmi = report_nmi, .stray = report_stray, .done = HV_DEBUG ? note_handler : NULL});
 }
 

@@ -1,8 +1,8 @@
 /*
  * Locks held and interrupts off for too long, by place.
  *
- * A place is the address of the code that took the lock, or a handler. A small table keeps each place's worst time and how often it was
- * beyond the limit; `slow` shows it. It is filled from any context, so it takes no lock: an entry is claimed by a compare-and-swap of
+ * A place is the address of the code that took the lock or turned interrupts off, or a handler. A small table keeps each place's worst
+ * time and how often it was beyond the limit; `slow` shows it. It is filled from any context, so it takes no lock: an entry is claimed by a compare-and-swap of
  * its place and never given back, and a race between two CPUs at the same place costs one count. On a CPU in software the times include those
  * that its host spent elsewhere: look at what comes up again and again, not at the worst.
  */
@@ -54,10 +54,10 @@ void slow_report(void)
     char where[96];
     for (unsigned n = 0; n < PLACES && places[n].pc; n++) {
         struct place *p = &places[n];
-        uint64_t worst_ns = p->worst_ns;
-        if (worst_ns < SLOW_SHOUT_NS || worst_ns < 2 * p->shouted_ns)
-            continue;
-        p->shouted_ns = worst_ns;
+        uint64_t worst_ns = p->worst_ns, shouted_ns = __atomic_load_n(&p->shouted_ns, __ATOMIC_RELAXED);
+        if (worst_ns < SLOW_SHOUT_NS || worst_ns < 2 * shouted_ns ||
+            !__atomic_compare_exchange_n(&p->shouted_ns, &shouted_ns, worst_ns, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+            continue; /* nothing new, or another CPU says it */
         log_warn("slow: %s for %lu us: %s, at %s", kind_names[p->kind], worst_ns / 1000, p->name,
                  ksym_format(where, sizeof(where), (uintptr_t)p->pc));
     }

@@ -166,8 +166,11 @@ void thread_yield(void)
 
 void thread_resched_point(void)
 {
-    if (unlikely(thread_need_resched()))
-        thread_yield();
+    if (likely(!thread_need_resched()))
+        return;
+    if (HV_DEBUG)
+        slow_report(); /* the idle loop does, too, but a busy CPU never comes there */
+    thread_yield();
 }
 
 /* waitq.c has put the current thread on a queue and marked it BLOCKED; a wake-up may have undone that already, and then it is on a run

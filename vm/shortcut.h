@@ -26,10 +26,15 @@ static inline bool vcpu_entry_begin(struct vcpu *v)
     }
     if (unlikely(!v->fpu_live))
         fpu_load(v);
+    irqs_off_end();
     return true;
 }
 
-static inline void vcpu_entry_end(struct vcpu *v) { v->in_guest = false; }
+static inline void vcpu_entry_end(struct vcpu *v)
+{
+    irqs_off_begin();
+    v->in_guest = false;
+}
 
 /* Could the instruction be REP STOS of zeros to at least a page? Of nearly all others the first comparison says no; vm/zero_store.c looks. */
 static inline bool vcpu_may_clear_page(const struct vcpu *v)

@@ -212,11 +212,7 @@ static inline uint64_t mul_div64(uint64_t a, uint64_t b, uint64_t d)
 
 /* ---- interrupts ------------------------------------------------------------------------------------------- */
 
-static inline void cli(void) { asm volatile("cli" ::: "memory"); }
-static inline void sti(void) { asm volatile("sti" ::: "memory"); }
 static inline void hlt(void) { asm volatile("hlt" ::: "memory"); }
-/* STI's shadow covers the HLT: an interrupt that comes after the caller's last check (interrupts off) still wakes it. */
-static inline void sti_hlt(void) { asm volatile("sti\n hlt" ::: "memory"); }
 
 static inline uint64_t read_rflags(void)
 {
@@ -226,6 +222,42 @@ static inline uint64_t read_rflags(void)
 }
 
 static inline bool irqs_enabled(void) { return read_rflags() & RFLAGS_IF; }
+
+/* Debug builds time how long interrupts are off (irqs_off.c). A guest that runs has them on, whatever ours says: end before, begin after. */
+#define IRQS_OFF_TIMED (HV_DEBUG && !HV_HOST)
+typedef void irqs_off_fn(const char *name, const void *pc, uint64_t tsc_ticks);
+#if IRQS_OFF_TIMED
+void irqs_off_begin(void);                              /* at the caller's; they are off */
+void irqs_off_named(const char *name, const void *pc);  /* what has just begun is another's doing */
+void irqs_off_end(void);                                /* they are still off */
+void irqs_off_set_report(irqs_off_fn *fn);              /* interrupts off, any lock may be held */
+#else
+static inline void irqs_off_begin(void) {}
+static inline void irqs_off_named(const char *name UNUSED, const void *pc UNUSED) {}
+static inline void irqs_off_end(void) {}
+static inline void irqs_off_set_report(irqs_off_fn *fn UNUSED) {}
+#endif
+
+static inline void cli(void)
+{
+    bool begins = IRQS_OFF_TIMED && irqs_enabled();
+    asm volatile("cli" ::: "memory");
+    if (begins)
+        irqs_off_begin();
+}
+
+static inline void sti(void)
+{
+    irqs_off_end();
+    asm volatile("sti" ::: "memory");
+}
+
+/* STI's shadow covers the HLT: an interrupt that comes after the caller's last check (interrupts off) still wakes it. */
+static inline void sti_hlt(void)
+{
+    irqs_off_end();
+    asm volatile("sti\n hlt" ::: "memory");
+}
 
 /* Interrupts off; what they were comes back for irq_restore(). Nests. */
 static inline uint64_t irq_save(void)

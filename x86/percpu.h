@@ -28,6 +28,9 @@ struct percpu {
     uint8_t held_count;          /* core/lock.c: ranks of the spinlocks held, in order of acquisition */
     uint8_t held_ranks[PERCPU_MAX_HELD];
     const void *held_locks[PERCPU_MAX_HELD];
+    const char *irqs_off_name;   /* irqs_off.c: since when interrupts are off, and by whom; 0: they are on, or nobody watches */
+    const void *irqs_off_pc;
+    uint64_t irqs_off_tsc;
     void *slot[PERCPU_SLOT_COUNT];
     uint64_t irq_count, spurious_count, nmi_count;
     const struct trap_frame *irq_frame; /* of the interrupt being handled; NULL outside handlers */

@@ -1,11 +1,14 @@
 /*
- * The first process of our Linux guest, and its memory check, in one static program (two would each carry a C library).
+ * The first process of our Linux guest, and its checks, in one static program (each of its own would carry a C library).
  *
  * As init it mounts what a shell needs, says who and how large the guest is, and keeps a shell on the console. All signals are
  * blocked and taken one at a time with sigwaitinfo(), so that a child that ends and a power-off request cannot race. As
  * `memcheck SIZE [PASSES [SEED]]` it proves that memory keeps what was written: every word's value depends on the seed, the pass
  * and its place, so a page that comes back as another page, an older self or zero is seen, and where is printed.
+ * `smpcheck` is in a file of its own.
  */
+#include "checks.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -24,13 +27,6 @@
 #include <unistd.h>
 
 /* ---- memcheck ----------------------------------------------------------------------------------------------------- */
-
-static uint64_t word_at(uint64_t seed, uint64_t pass, uint64_t i)
-{
-    uint64_t x = (i + 1) * UINT64_C(0x9e3779b97f4a7c15) ^ (seed + pass * UINT64_C(0xd1342543de82ef95));
-    x = (x ^ x >> 32) * UINT64_C(0xd6e8feb86659fd93);
-    return x ^ x >> 29;
-}
 
 /* The guest frame behind a virtual address, from the kernel: it tells whoever debugs the hypervisor which entry to look at. */
 static uint64_t frame_of(const void *va)
@@ -181,9 +177,11 @@ static void end(int how, const char *what)
 
 int main(int argc, char **argv)
 {
-    const char *name = strrchr(argv[0], '/');
-    if (strcmp(name ? name + 1 : argv[0], "memcheck") == 0)
+    const char *slash = strrchr(argv[0], '/'), *name = slash ? slash + 1 : argv[0];
+    if (strcmp(name, "memcheck") == 0)
         return memcheck(argc, argv);
+    if (strcmp(name, "smpcheck") == 0)
+        return smpcheck(argc, argv);
 
     sigset_t all;
     sigfillset(&all);

@@ -59,26 +59,27 @@ class Bench:
         os.makedirs(self.out, exist_ok=True)
         open(self.log_path, "w", encoding="utf-8").close()
 
-    def _image(self, config, files):
+    def _image(self, config, files, options):
         """Its name comes from what is in it, so a row that boots several times with the same files makes one image."""
         base = os.path.join(self.out, self.row.name)
         if config is not None:
             with open(base + ".conf", "w", encoding="latin-1", newline="") as f:
                 f.write(config)
         tool, suffix = self.kind.medium
-        image = f"{base}.{hashlib.sha256(repr((config, files)).encode()).hexdigest()[:8]}{suffix}"
-        command = [tool, "--unchecked"] + (["--config", base + ".conf"] if config is not None else [])
+        image = f"{base}.{hashlib.sha256(repr((config, files, options)).encode()).hexdigest()[:8]}{suffix}"
+        command = [tool, "--unchecked", *options] + (["--config", base + ".conf"] if config is not None else [])
         for name, path in files.items():
             command += ["--add", f"{path}={name}"]
         made = subprocess.run(command + [image], cwd=ROOT, capture_output=True, text=True, check=False)
         require(made.returncode == 0, f"{tool}: {made.stderr.strip() or made.stdout.strip()}")
         return image
 
-    def power_on(self, config="", files=None, memory=None, cpu=None, extra=(), kind=None, cpus=None):
-        """A fresh machine with this palimpsest.conf (None: without one) and these {name: path} files on its disk."""
+    def power_on(self, config="", files=None, memory=None, cpu=None, extra=(), kind=None, cpus=None, image_options=()):
+        """A fresh machine with this palimpsest.conf (None: without one) and these {name: path} files on its disk. The options are for the
+        tools that start it, and that make its image."""
         self.power_off()
         self.kind = kind or self.kind
-        self.image = self._image(config, files or {})
+        self.image = self._image(config, files or {}, image_options)
         self.machine = self.kind(self.image, self.log_path, memory or self.row.memory, self.deadline, cpu, extra)
         self.machine.slow = self.slow
         self.machine.cpus = cpus or self.row.cpus

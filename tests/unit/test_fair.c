@@ -23,6 +23,7 @@
 #define MAX_PCPUS 8
 #define PERCPU_MAX_HELD 16
 #define TSC_PER_NS 3u
+#define RFLAGS_IF 1u
 #define NEVER UINT64_MAX
 #define MS UINT64_C(1000000)
 #define SECOND (1000 * MS)
@@ -62,6 +63,7 @@ static inline uint64_t irq_save(void)
     return was;
 }
 static inline void irq_restore(uint64_t flags) { cpus[here].interrupts_on |= flags; }
+static inline void irqs_off_named(const char *name, const void *pc) { (void)name, (void)pc; }
 static inline void cpu_pause(void) { abort(); } /* no CPU is stopped where it holds a lock, so nobody ever waits for one */
 static inline void lapic_timer_stop(void) { cpus[here].timer_ns = NEVER; }
 static inline void lapic_timer_arm_tsc(uint64_t tsc) { cpus[here].timer_ns = (tsc + TSC_PER_NS - 1) / TSC_PER_NS; }

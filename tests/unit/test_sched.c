@@ -22,6 +22,7 @@
 #define MAX_PCPUS 1
 #define PERCPU_MAX_HELD 16
 #define TSC_PER_NS 3u
+#define RFLAGS_IF 1u
 
 struct percpu {
     void *current;
@@ -58,6 +59,7 @@ static inline void irq_restore(uint64_t flags)
     if (flags)
         sti();
 }
+static inline void irqs_off_named(const char *name, const void *pc) { (void)name, (void)pc; }
 static inline void cpu_pause(void) { abort(); } /* one CPU: nobody else will ever let go */
 static inline void lapic_timer_stop(void) { timer_ns = UINT64_MAX; }
 static inline void lapic_timer_arm_tsc(uint64_t tsc) { timer_ns = (tsc + TSC_PER_NS - 1) / TSC_PER_NS; }

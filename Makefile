@@ -53,7 +53,7 @@ HV_FLAGS = -std=gnu17 $(OPTIMIZE) -g -ffreestanding -nostdlib -fno-pic -mcmodel=
             -I. -DHV_HOST=0 -DHV_DEBUG=$(DEBUG)
 
 # What guests cause by the thousand is compiled for speed; all the rest, most of the image, for size: the cache is left to the exit paths.
-HOT  := lib/string core/lock core/thread core/timer core/waitq mm/dmm/fault mm/dmm/frame_alloc mm/dmm/guest_access mm/dmm/p2m mm/dmm/pool mm/dmm/share mm/dmm/scan mm/dmm/digest policies/dedup_table \
+HOT  := lib/string core/lock core/thread core/timer core/waitq mm/dmm/fault mm/dmm/frame_alloc mm/dmm/guest_access mm/dmm/p2m mm/dmm/pool mm/dmm/rmap mm/dmm/share mm/dmm/scan mm/dmm/digest policies/dedup_table \
         vm/bus vm/cpuid vm/fpu vm/nfault vm/pio vm/run vdev/vlapic svm/exit svm/inject svm/npt svm/ops vmx/ept vmx/exit vmx/inject vmx/ops
 $(filter $(HOT:%=$(OUT)/obj/%.o),$(HV_OBJ)): OPTIMIZE := -O2
 

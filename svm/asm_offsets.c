@@ -19,6 +19,7 @@ void svm_asm_offsets(void)
     OFFSET(SVM_VMCB_AT, offsetof(struct svm_vcpu, vmcb));
     OFFSET(VMCB_EXIT_CODE_AT, offsetof(struct vmcb, c.exit_code));
     OFFSET(SVM_EXIT_CPUID_CODE, SVM_EXIT_CPUID);
+    OFFSET(SVM_EXIT_NPF_CODE, SVM_EXIT_NPF);
     OFFSET(SVM_VMCB_HPA_AT, offsetof(struct svm_vcpu, vmcb_hpa));
     OFFSET(SVM_HOST_VMCB_HPA_AT, offsetof(struct svm_vcpu, host_vmcb_hpa));
 }

@@ -4,8 +4,8 @@
 ; SYSENTER MSRs need VMLOAD and VMSAVE, for the guest around each run and for the hypervisor after it (its own never
 ; change, so they were saved once). From CLGI to STGI nothing can interrupt, NMI included: GS base is the guest's meanwhile.
 ;
-; After a CPUID exit svm_exited_cpuid(v) says whether it has been answered and the guest can be entered again at once; what this
-; function's caller wants back is saved and restored only around the whole.
+; After a CPUID exit svm_exited_cpuid(v), and after a nested fault svm_exited_fault(v), says whether it has been answered and the guest can be
+; entered again at once; what this function's caller wants back is saved and restored only around the whole.
 ;
 ; VMLOAD, VMRUN and VMSAVE take the VMCB in RAX.
 ; STI under CLGI does not open a window; it makes IF 1 for VMRUN, which then lets a physical interrupt end the guest's run.
@@ -17,6 +17,7 @@ default rel
 
 global svm_enter
 extern svm_exited_cpuid
+extern svm_exited_fault
 
 section .text progbits alloc exec nowrite align=16
 
@@ -80,9 +81,17 @@ svm_enter:
     xor r14d, r14d
     xor r15d, r15d
     mov rdx, [rdx + SVM_VMCB_AT]
-    cmp qword [rdx + VMCB_EXIT_CODE_AT], SVM_EXIT_CPUID_CODE
-    jne .done
+    mov rax, [rdx + VMCB_EXIT_CODE_AT]
+    cmp eax, SVM_EXIT_CPUID_CODE
+    jne .no_cpuid
     call svm_exited_cpuid
+    test al, al
+    jnz .again
+    jmp .done
+.no_cpuid:
+    cmp eax, SVM_EXIT_NPF_CODE
+    jne .done
+    call svm_exited_fault
     test al, al
     jnz .again
 .done:

@@ -56,6 +56,7 @@ static bool permits(p2m_entry_t e, unsigned access)
 
 const struct p2m_format p2m_format_npt = {
     .name = "npt", .make_table = make_table, .make_leaf = make_leaf, .make_nonpresent = make_nonpresent, .type_of = type_of,
+    .type_shift = TYPE_SHIFT,
     .mfn_of = npt_mfn_of, .payload_of = payload_of, .is_large = is_large, .accessed = accessed, .dirty = dirty,
     .clear_accessed = clear_accessed, .clear_dirty = clear_dirty, .permits = permits,
     .accessed_mask = accessed_mask, .dirty_mask = dirty_mask, .mark = MARK,

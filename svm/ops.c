@@ -34,16 +34,16 @@ static void take_asid(struct svm_vcpu *s, struct svm_cpu *c)
 static inline void prepare_translation(struct vcpu *v, struct svm_vcpu *s, struct vmcb *b, struct svm_cpu *c)
 {
     uint64_t generation = dmm_space_flush_generation(v->vm->space);
-    unsigned cpu = cpu_id();
+    unsigned cpu = v->pcpu;
     b->c.tlb_control = SVM_TLB_KEEP;
     if (unlikely(s->cpu != cpu || s->asid_generation != c->asid_generation || v->flush_gen_seen != generation)) {
-        if (s->cpu != cpu) { /* what this very CPU has cached may be of long ago */
+        if (unlikely(s->cpu != cpu)) { /* what this very CPU has cached may be of long ago */
             s->clean = 0;
             if (c->dr_owner == v)
                 c->dr_owner = NULL;
+            s->cpu = cpu;
+            s->host_vmcb_hpa = c->host_vmcb_hpa;
         }
-        s->cpu = cpu;
-        s->host_vmcb_hpa = c->host_vmcb_hpa;
         b->c.n_cr3 = dmm_space_root_hpa(v->vm->space);
         svm_dirty(s, SVM_CLEAN_NP);
         take_asid(s, c);
@@ -101,6 +101,39 @@ bool svm_exited_cpuid(struct vcpu *v)
     return true;
 }
 
+/* A nested fault: resolved with interrupts on, which GIF alone holds off here. True: enter again; what the VMCB has of registers has not been touched.
+ * False: the long way, which does all this again but for asking DMM. */
+bool svm_exited_fault(struct vcpu *v)
+{
+    struct svm_vcpu *s = svm_of(v);
+    struct vmcb *b = s->vmcb;
+    if (unlikely((b->c.exit_int_info & SVM_EVENT_VALID) || s->nmi_masked || s->irq_window))
+        return false;
+    v->gpr[GPR_RAX] = b->s.rax; /* vcpu_may_clear_page() */
+    vcpu_entry_end(v);
+    stgi();
+    bool resolved = vcpu_shortcut_fault(v, gpa_to_gfn(b->c.exit_info2), svm_npf_access(b->c.exit_info1));
+    clgi();
+    if (unlikely(!resolved || !vcpu_entry_begin(v))) {
+        s->fault_told = true;
+        return false;
+    }
+    s->clean = SVM_CLEAN_ALL;
+    prepare_translation(v, s, b, svm_this_cpu());
+    b->c.event_inj = 0;
+    b->c.clean = s->clean;
+    return true;
+}
+
+static inline bool fault_resolved(struct vcpu *v, struct svm_vcpu *s, const struct vmcb *b)
+{
+    if (likely(s->fault_told)) {
+        s->fault_told = false;
+        return v->fault_result == DMM_FAULT_RETRY;
+    }
+    return vcpu_shortcut_fault(v, gpa_to_gfn(b->c.exit_info2), svm_npf_access(b->c.exit_info1));
+}
+
 static inline bool enter(struct vcpu *v, struct svm_vcpu *s, struct vmcb *b)
 {
     cli();
@@ -133,7 +166,7 @@ void svm_run(struct vcpu *v, struct vm_exit *out)
             out->kind = VM_EXIT_INTR;
             return;
         }
-    } while (b->c.exit_code == SVM_EXIT_NPF && vcpu_shortcut_fault(v, gpa_to_gfn(b->c.exit_info2), svm_npf_access(b->c.exit_info1)));
+    } while (b->c.exit_code == SVM_EXIT_NPF && fault_resolved(v, s, b));
     svm_decode_exit(v, out);
 }
 

@@ -23,6 +23,7 @@ struct svm_vcpu {
     bool nmi_masked;           /* from an injected NMI to the guest's IRET */
     bool iret_seen;            /* the IRET at iret_rip has been let go: masked until RIP is elsewhere */
     bool irq_window;           /* asked for */
+    bool fault_told;           /* svm_exited_fault() has asked DMM about this exit: v->fault_result */
     uint64_t iret_rip;
 };
 
@@ -94,6 +95,10 @@ static inline void svm_inject_exited(struct vcpu *v, struct svm_vcpu *s, struct 
         svm_inject_exited_slow(v);
 }
 
+/* GIF: while it is clear nothing interrupts, not even an NMI. */
+static inline void stgi(void) { asm volatile("stgi" ::: "memory"); }
+static inline void clgi(void) { asm volatile("clgi" ::: "memory"); }
+
 /* Distance from RIP to the next instruction where the CPU gives that and it makes sense; else 0. */
 static inline uint8_t svm_len_to(const struct vmcb *b, uint64_t next_rip)
 {
@@ -105,8 +110,8 @@ static inline uint8_t svm_next_rip_len(const struct vmcb *b) { return svm_featur
 /* enum dmm_access of a nested fault. */
 static inline unsigned svm_npf_access(uint64_t exit_info1)
 {
-    unsigned access = exit_info1 & SVM_NPF_EXEC ? DMM_EXEC : exit_info1 & SVM_NPF_WRITE ? DMM_READ | DMM_WRITE : DMM_READ;
-    return exit_info1 & SVM_NPF_WALK ? access | DMM_WALK : access;
+    _Static_assert(SVM_NPF_WRITE == DMM_WRITE && SVM_NPF_EXEC >> 2 == DMM_EXEC && SVM_NPF_WALK >> 30 == DMM_WALK, "bits that are just moved");
+    return DMM_READ | (unsigned)(exit_info1 & SVM_NPF_WRITE) | (unsigned)((exit_info1 & SVM_NPF_EXEC) >> 2 | (exit_info1 & SVM_NPF_WALK) >> 30);
 }
 
 /* svm/exit.c: the VMCB's exit fields in neutral form. */
@@ -117,11 +122,13 @@ void svm_run(struct vcpu *v, struct vm_exit *out);
 void svm_dump(struct vcpu *v, void (*line)(const char *));
 
 /*
- * svm/entry.asm: enters the guest, again after each CPUID exit that svm_exited_cpuid() answers. Interrupts off and GIF set before and after; GIF clear with IF
- * set in between, so that an interrupt ends the guest's run (15.21.1: with V_INTR_MASKING the host's IF decides) and is
- * taken when the caller sets IF again. Registers are in v->gpr, but RAX and RSP, which are in the VMCB.
+ * svm/entry.asm: enters the guest, again after each CPUID exit that svm_exited_cpuid() answers and each nested fault that svm_exited_fault()
+ * resolves. Interrupts off and GIF set before and after; GIF clear with IF set in between, so that an interrupt ends the guest's run (15.21.1: with
+ * V_INTR_MASKING the host's IF decides) and is taken when the caller sets IF again, or svm_exited_fault() GIF. Registers are in v->gpr, but RAX and
+ * RSP, which are in the VMCB.
  */
 void svm_enter(struct vcpu *v);
 bool svm_exited_cpuid(struct vcpu *v);
+bool svm_exited_fault(struct vcpu *v);
 
 #endif

@@ -74,17 +74,27 @@ static void wait_flushed(struct vcpu *v, uint64_t generation)
     }
 }
 
-void vm_kick_for_flush(void *owner, bool wait)
+__attribute__((noinline)) static void interrupt_and_wait(struct vm *vm, bool wait)
 {
-    struct vm *vm = owner;
-    if (!vm->vcpus) /* still being made */
-        return;
     for (unsigned n = 0; n < vm->vcpu_count; n++)
         if (vm->vcpus[n])
             interrupt_guest(vm->vcpus[n]);
     for (unsigned n = 0; wait && n < vm->vcpu_count; n++)
         if (vm->vcpus[n])
             wait_flushed(vm->vcpus[n], dmm_space_flush_generation(vm->space));
+}
+
+/* Usually nobody is in the guest: a vCPU alone has had something taken away by its own fault. */
+void vm_kick_for_flush(void *owner, bool wait)
+{
+    struct vm *vm = owner;
+    if (!vm->vcpus) /* still being made */
+        return;
+    for (struct vcpu **v = vm->vcpus, **end = v + vm->vcpu_count; v < end; v++)
+        if (*v && __atomic_load_n(&(*v)->in_guest, __ATOMIC_SEQ_CST)) {
+            interrupt_and_wait(vm, wait);
+            return;
+        }
 }
 
 /* ---- instructions that an exit has emulated --------------------------------------------------------------------------------- */

@@ -5,11 +5,11 @@
 ; guest's: the pointer to their place is on the stack there. Only an entry that did not happen (VMfail, SDM 3, 31.2) falls
 ; through, with the guest's registers still as they are in memory and RFLAGS saying which failure.
 ;
-; After a CPUID exit vmx_exited_cpuid(v, s) says whether it has been answered and the guest can be entered again at once; what this
-; function's caller wants back is saved and restored only around the whole.
+; After a CPUID exit vmx_exited_cpuid(v, s), and after an EPT violation vmx_exited_fault(v, s), says whether it has been answered and the guest can
+; be entered again at once; what this function's caller wants back is saved and restored only around the whole.
 ;
-; Interrupts are off throughout; an exit clears RFLAGS but for bit 1. An NMI in here finds the hypervisor's GS base: entry and exit
-; change it as one step.
+; Interrupts are off throughout, but inside vmx_exited_fault(); an exit clears RFLAGS but for bit 1. An NMI in here finds the
+; hypervisor's GS base: entry and exit change it as one step.
 
 bits 64
 default rel
@@ -19,6 +19,7 @@ default rel
 global vmx_enter
 global vmx_exit_arrives
 extern vmx_exited_cpuid
+extern vmx_exited_fault
 
 section .text progbits alloc exec nowrite align=16
 
@@ -99,11 +100,19 @@ vmx_exit_arrives:
     jbe failed
     mov [rsi + REASON_AT], edx
     cmp edx, REASON_CPUID
-    jne .exited
+    jne .no_cpuid
     call vmx_exited_cpuid
     mov rdi, [rsp]
     test al, al
     jnz again                           ; with the flag that says VMRESUME
+    jmp .exited
+.no_cpuid:
+    cmp edx, REASON_EPT_VIOLATION
+    jne .exited
+    call vmx_exited_fault
+    mov rdi, [rsp]
+    test al, al
+    jnz again
 .exited:
     mov eax, ENTRY_EXITED
 done:

@@ -37,7 +37,7 @@ static void take_vpid(struct vmx_cpu *c)
     vmwrite(VMCS_VPID, c->next_vpid++);
 }
 
-static void prepare_translation(struct vcpu *v, struct vmx_vcpu *s, struct vmx_cpu *c)
+static inline void prepare_translation(struct vcpu *v, struct vmx_vcpu *s, struct vmx_cpu *c)
 {
     uint64_t generation = dmm_space_flush_generation(v->vm->space);
     bool arrived = !s->vpid_generation;
@@ -118,6 +118,44 @@ bool vmx_exited_cpuid(struct vcpu *v, struct vmx_vcpu *s)
     return true;
 }
 
+static inline bool ask_dmm(struct vcpu *v, uint64_t q)
+{
+    unsigned access = q & VMX_EPT_EXEC ? DMM_EXEC : q & VMX_EPT_WRITE ? DMM_READ | DMM_WRITE : DMM_READ;
+    if ((q & (VMX_EPT_LINEAR_VALID | VMX_EPT_FINAL)) == VMX_EPT_LINEAR_VALID)
+        access |= DMM_WALK;
+    return vcpu_shortcut_fault(v, gpa_to_gfn(vmread(VMCS_GUEST_PHYSICAL_ADDRESS)), access);
+}
+
+/* An EPT violation: resolved with interrupts on. True: enter again; what the VMCS has of registers has not been read. False: the long way, which does
+ * all this again but for asking DMM. The timer alone depends on what the guest has done since the last entry. */
+bool vmx_exited_fault(struct vcpu *v, struct vmx_vcpu *s)
+{
+    uint64_t q = vmread(VMCS_EXIT_QUALIFICATION);
+    if (unlikely((vmread(VMCS_IDT_VECTORING) & VMX_EVENT_VALID) || q & VMX_EPT_NMI_UNBLOCKED))
+        return false;
+    s->event = 0;
+    vcpu_entry_end(v);
+    sti();
+    bool resolved = ask_dmm(v, q);
+    cli();
+    if (unlikely(!resolved || !vcpu_entry_begin(v))) {
+        s->fault_told = true;
+        return false;
+    }
+    prepare_translation(v, s, vmx_this_cpu());
+    vmx_arm_timer(s, vmread(VMCS_GUEST_RFLAGS));
+    return true;
+}
+
+static inline bool fault_resolved(struct vcpu *v, struct vmx_vcpu *s)
+{
+    if (likely(s->fault_told)) {
+        s->fault_told = false;
+        return v->fault_result == DMM_FAULT_RETRY;
+    }
+    return ask_dmm(v, vmread(VMCS_EXIT_QUALIFICATION));
+}
+
 static inline enum vmx_entry_result enter(struct vcpu *v, struct vmx_vcpu *s)
 {
     struct vmx_cpu *c = vmx_this_cpu();
@@ -136,15 +174,6 @@ static inline enum vmx_entry_result enter(struct vcpu *v, struct vmx_vcpu *s)
     if (unlikely(s->reason == VMX_REASON_EXCEPTION_OR_NMI))
         take_nmi();
     return VMX_ENTRY_EXITED;
-}
-
-static inline bool resolved_fault(struct vcpu *v)
-{
-    uint64_t q = vmread(VMCS_EXIT_QUALIFICATION);
-    unsigned access = q & VMX_EPT_EXEC ? DMM_EXEC : q & VMX_EPT_WRITE ? DMM_READ | DMM_WRITE : DMM_READ;
-    if ((q & (VMX_EPT_LINEAR_VALID | VMX_EPT_FINAL)) == VMX_EPT_LINEAR_VALID)
-        access |= DMM_WALK;
-    return vcpu_shortcut_fault(v, gpa_to_gfn(vmread(VMCS_GUEST_PHYSICAL_ADDRESS)), access);
 }
 
 void vmx_run(struct vcpu *v, struct vm_exit *out)
@@ -166,7 +195,7 @@ void vmx_run(struct vcpu *v, struct vm_exit *out)
         r = enter(v, s);
         vcpu_entry_end(v);
         sti();
-    } while (likely(r == VMX_ENTRY_EXITED) && s->reason == VMX_REASON_EPT_VIOLATION && resolved_fault(v));
+    } while (likely(r == VMX_ENTRY_EXITED) && s->reason == VMX_REASON_EPT_VIOLATION && fault_resolved(v, s));
     if (likely(r == VMX_ENTRY_EXITED))
         vmx_decode_exit(v, out);
     else

@@ -32,6 +32,7 @@ struct vmx_vcpu {
     bool launched;
     bool flush_linear;         /* paging mode or CR3 changed under the guest: its translations are stale */
     bool pdptes_stale;
+    bool fault_told;           /* vmx_exited_fault() has asked DMM about this exit: v->fault_result */
     uint8_t event_len;
     uint32_t event, event_error; /* for the next entry: ENTRY_INTERRUPTION, ENTRY_ERROR_CODE */
     uint32_t proc_controls, entry_controls, timer;
@@ -150,12 +151,14 @@ void vmx_run(struct vcpu *v, struct vm_exit *out);
 void vmx_dump(struct vcpu *v, void (*line)(const char *));
 
 /*
- * vmx/entry.asm: enters the guest, again after each CPUID exit that vmx_exited_cpuid() answers. Interrupts off before and after.
+ * vmx/entry.asm: enters the guest, again after each CPUID exit that vmx_exited_cpuid() answers and each EPT violation that
+ * vmx_exited_fault() resolves. Interrupts off before and after.
  * Registers are in v->gpr, but RSP, which is in the VMCS; s->reason is of the last exit.
  */
 enum vmx_entry_result { VMX_ENTRY_EXITED, VMX_ENTRY_NO_VMCS /* CF */, VMX_ENTRY_FAILED /* ZF: INSTRUCTION_ERROR says why */ };
 enum vmx_entry_result vmx_enter(struct vcpu *v, struct vmx_vcpu *s, bool launched);
 bool vmx_exited_cpuid(struct vcpu *v, struct vmx_vcpu *s);
+bool vmx_exited_fault(struct vcpu *v, struct vmx_vcpu *s);
 /* Where exits arrive: HOST_RIP. */
 void vmx_exit_arrives(void);
 

@@ -38,6 +38,7 @@ struct p2m_format {
     p2m_entry_t (*make_leaf)(enum p2m_type t, mfn_t mfn, unsigned level);
     p2m_entry_t (*make_nonpresent)(enum p2m_type t, uint64_t payload /* < 2^40 */);
     enum p2m_type (*type_of)(p2m_entry_t e, unsigned level);
+    unsigned type_shift;                     /* where its four bits are, at every level: p2m_type_of() */
     mfn_t (*mfn_of)(p2m_entry_t e);          /* of a present leaf or table */
     uint64_t (*payload_of)(p2m_entry_t e);   /* of a non-present entry */
     bool (*is_large)(p2m_entry_t e, unsigned level);
@@ -51,6 +52,10 @@ struct p2m_format {
     uint64_t mark;
     bool (*permits)(p2m_entry_t e, unsigned access /* enum dmm_access */);
 };
+
+/* type_of() and mfn_of() without a call. */
+static inline enum p2m_type p2m_type_of(const struct p2m_format *f, p2m_entry_t e) { return (enum p2m_type)(e >> f->type_shift & 15); }
+static inline mfn_t p2m_mfn_of(p2m_entry_t e) { return mfn_of(e << 12 >> 24); } /* bits 51:12 */
 
 extern const struct p2m_format p2m_format_npt, p2m_format_ept; /* svm/npt.c, vmx/ept.c */
 

@@ -8,7 +8,7 @@
  *
  * The first touch is the path that a guest's start and growth consist of, so it is kept straight: one index to the region, a
  * comparison with the constant EMPTY entry, a frame from the CPU's magazine of zeroed frames, one compare-and-swap. The policy is asked how much to
- * map around it; neighbours are mapped under the same lock.
+ * map around it; neighbours are mapped under the same lock. A write to a shared page is as straight: what it needs of share.c is inline.
  */
 #include "core/log.h"
 #include "mm/dmm/frame.h"
@@ -18,10 +18,10 @@
 #define AROUND_CLEAR_MAX 8u
 
 struct outcome {
-    enum dmm_fault_result result;
-    enum dmm_fault_cause cause;
-    bool flush; /* a translation was replaced */
-}; /* fits registers: a first touch returns one */
+    uint32_t result; /* enum dmm_fault_result */
+    uint16_t cause;  /* enum dmm_fault_cause */
+    bool flush;      /* a translation was replaced */
+}; /* fits a register */
 #define OUTCOME(result_, cause_) ((struct outcome){ (result_), (cause_), false })
 #define DONE(cause_) OUTCOME(DMM_FAULT_RETRY, cause_)
 #define STALLED OUTCOME(DMM_FAULT_STALLED, DMM_CAUSE_STALL)
@@ -44,11 +44,12 @@ const char *dmm_fault_cause_name(enum dmm_fault_cause c)
 enum fill { FILL_PREZEROED, FILL_CLEARED, FILL_NO_FRAME /* pool or machine has none */ };
 
 /* EMPTY -> RW with a zeroed frame. */
-static inline __attribute__((always_inline)) enum fill fill_page(struct dmm_space *s, struct region *r, p2m_entry_t *slot, uint64_t gfn)
+static inline __attribute__((always_inline)) enum fill fill_page(struct frame_cpu *c, struct dmm_space *s, struct region *r,
+                                                                    p2m_entry_t *slot, uint64_t gfn)
 {
     if (unlikely(!pool_charge(s, 1)))
         return FILL_NO_FRAME;
-    struct frame_got got = frame_alloc_guest(s, gfn);
+    struct frame_got got = frame_alloc_guest(c, s, gfn);
     if (unlikely(!mfn_valid(got.mfn))) {
         pool_uncharge(s, 1);
         return FILL_NO_FRAME;
@@ -66,7 +67,7 @@ static uint64_t fill_around(struct dmm_space *s, struct region *r, uint64_t gfn,
         p2m_entry_t *slot = &r->l1[g % LARGE_PAGES];
         if (p2m_read(slot) != s->empty || (!*may_clear && !frame_cpu()->zeroed.count))
             break;
-        enum fill filled = fill_page(s, r, slot, g);
+        enum fill filled = fill_page(frame_cpu(), s, r, slot, g);
         if (filled == FILL_NO_FRAME)
             break;
         *may_clear -= filled == FILL_CLEARED;
@@ -92,7 +93,7 @@ static bool fill_large(struct dmm_space *s, struct region *r, uint64_t gfn)
 }
 
 /* Maps the page, and what the plan says. The entry is EMPTY, the region has level-1 entries. */
-static inline __attribute__((always_inline)) struct outcome touch_page(struct dmm_space *s, struct region *r, uint64_t gfn,
+static inline __attribute__((always_inline)) struct outcome touch_page(struct frame_cpu *c, struct dmm_space *s, struct region *r, uint64_t gfn,
                                                                        unsigned access, const struct dmm_populate_plan *plan)
 {
     p2m_entry_t *slot = &r->l1[gfn % LARGE_PAGES];
@@ -102,7 +103,7 @@ static inline __attribute__((always_inline)) struct outcome touch_page(struct dm
         pool_owe(s, 1);
         return DONE(DMM_CAUSE_ZERO_READ);
     }
-    enum fill filled = fill_page(s, r, slot, gfn);
+    enum fill filled = fill_page(c, s, r, slot, gfn);
     if (unlikely(filled == FILL_NO_FRAME)) {
         s->stalled_for = POOL_WANT_TOUCH;
         return STALLED;
@@ -130,12 +131,12 @@ __attribute__((noinline)) static struct outcome touch_as_planned(struct dmm_spac
     }
     if (!r->l1 && !p2m_build_level1(s, r, 0))
         return STALLED;
-    return touch_page(s, r, gfn, access, &plan);
+    return touch_page(frame_cpu(), s, r, gfn, access, &plan);
 }
 
 /* The entry that speaks for gfn is EMPTY. */
-static inline __attribute__((always_inline)) struct outcome first_touch(struct dmm_space *s, struct region *r, uint64_t gfn,
-                                                                        unsigned access)
+static inline __attribute__((always_inline)) struct outcome first_touch(struct frame_cpu *c, struct dmm_space *s, struct region *r,
+                                                                        uint64_t gfn, unsigned access)
 {
     int64_t stride = (int64_t)(gfn - s->last_gfn);
     s->streak = stride == s->stride ? s->streak + 1 : 0;
@@ -144,7 +145,7 @@ static inline __attribute__((always_inline)) struct outcome first_touch(struct d
     if (unlikely((asks & DMM_ASK_WALK && s->streak && (uint64_t)stride + 1 <= 2) || (asks & DMM_ASK_READ && !(access & DMM_WRITE)) ||
                  !r->filled_pages || access & DMM_MAY_CLEAR))
         return touch_as_planned(s, r, gfn, access);
-    return touch_page(s, r, gfn, access, NULL);
+    return touch_page(c, s, r, gfn, access, NULL);
 }
 
 static struct outcome stalled_for(struct dmm_space *s, enum pool_want want)
@@ -175,21 +176,19 @@ static struct outcome copy_on_write(struct dmm_space *s, p2m_entry_t *slot, gfn_
     return (struct outcome){ DMM_FAULT_RETRY, type == P2M_IMAGE_RO ? DMM_CAUSE_COW_IMAGE : DMM_CAUSE_COW_SHARED, true };
 }
 
-/* *old: the shared frame that the page left. It is counted out after the flush. */
-static struct outcome break_share(struct dmm_space *s, struct region *r, p2m_entry_t *slot, gfn_t gfn, enum p2m_type type, unsigned access,
-                                  mfn_t *old)
+/* A SEALED page is touched; *left: the shared frame that it was. */
+static struct outcome unseal(struct dmm_space *s, struct region *r, p2m_entry_t *slot, gfn_t gfn, unsigned access, mfn_t *left)
 {
-    switch (share_break(s, r, slot, gfn, type, access, old)) {
-    case SHARE_BREAK_IN_PLACE: return DONE(DMM_CAUSE_UNPROTECT);
-    case SHARE_BREAK_NO_FRAME: return stalled_for(s, POOL_WANT_BREAK);
-    default: return (struct outcome){ DMM_FAULT_RETRY, type == P2M_SEALED ? DMM_CAUSE_COW_SEALED : DMM_CAUSE_COW_SHARED, true };
-    }
+    p2m_entry_t e = p2m_read(slot);
+    mfn_t m = share_mfn_of(s, e, P2M_SEALED);
+    if (!share_copy_out(frame_cpu(), s, r, slot, e, gfn, m, P2M_SEALED, access))
+        return stalled_for(s, POOL_WANT_BREAK);
+    *left = m;
+    return (struct outcome){ DMM_FAULT_RETRY, DMM_CAUSE_COW_SEALED, true };
 }
 
-static struct outcome resolve(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access, mfn_t *old);
-
 /* A write to the zero page: might it be one of zeros? */
-static bool may_be_zero_store(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access)
+__attribute__((noinline)) static bool may_be_zero_store(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access)
 {
     struct dmm_populate_plan plan = { .size = DMM_POPULATE_4K };
     if (!(access & DMM_MAY_CLEAR))
@@ -198,43 +197,28 @@ static bool may_be_zero_store(struct dmm_space *s, struct region *r, gfn_t gfn, 
     return plan.zero_store;
 }
 
-/* The region is taken over first, then it is as any other. */
-static struct outcome inherit(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access, mfn_t *old)
-{
-    s->stalled_for = POOL_WANT_TOUCH;
-    if (!image_take_region(s, r, gfn.v / LARGE_PAGES))
-        return STALLED;
-    struct outcome o = resolve(s, r, gfn, access, old);
-    o.cause = o.result == DMM_FAULT_RETRY ? DMM_CAUSE_INHERIT : o.cause;
-    return o;
-}
-
-/* Everything but the first touch of a region that has level-1 entries. */
-static struct outcome resolve(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access, mfn_t *old)
+/* Everything but the first touch of a region that has level-1 entries, a write to a shared page, and what is inherited. */
+static struct outcome resolve(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access, mfn_t *left)
 {
     unsigned level;
     p2m_entry_t *slot = p2m_leaf(r, gfn, &level), e = p2m_read(slot);
-    enum p2m_type type = s->format->type_of(e, level);
+    enum p2m_type type = p2m_type_of(s->format, e);
     switch (type) {
     case P2M_EMPTY:
-        return first_touch(s, r, gfn.v, access);
+        return first_touch(frame_cpu(), s, r, gfn.v, access);
     case P2M_RW:
     case P2M_IMAGE_RO:
     case P2M_ZERO_RO:
     case P2M_SHARED_RO:
         if (s->format->permits(e, access))
             return DONE(DMM_CAUSE_SPURIOUS);
-        if (type == P2M_SHARED_RO && (access & DMM_WRITE))
-            return break_share(s, r, slot, gfn, type, access, old);
         if (type == P2M_ZERO_RO && (access & DMM_WRITE) && may_be_zero_store(s, r, gfn, access))
             return OUTCOME(DMM_FAULT_ZERO_STORE, DMM_CAUSE_ZERO_STORE);
         if (type != P2M_RW && (access & DMM_WRITE))
             return copy_on_write(s, slot, gfn, type);
         break;
-    case P2M_INHERITED:
-        return inherit(s, r, gfn, access, old);
     case P2M_SEALED:
-        return break_share(s, r, slot, gfn, type, access, old);
+        return unseal(s, r, slot, gfn, access, left);
     case P2M_MOVING_OUT:
     case P2M_MOVING_IN:
         return OUTCOME(DMM_FAULT_BLOCKED, DMM_CAUSE_MOVING);
@@ -247,18 +231,71 @@ static struct outcome resolve(struct dmm_space *s, struct region *r, gfn_t gfn, 
     return OUTCOME(DMM_FAULT_DENIED, DMM_CAUSE_HOLE);
 }
 
-/* Everything but the first touch. Region locked; it is let go. */
-__attribute__((noinline)) static struct outcome other_fault(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access)
+static struct outcome other_fault(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access);
+
+/* The region is taken over first, then it is as any other. */
+static struct outcome inherit(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access)
 {
-    mfn_t old = INVALID_MFN;
-    struct outcome o = likely(r->l2e) ? resolve(s, r, gfn, access, &old) : OUTCOME(DMM_FAULT_HOLE, DMM_CAUSE_HOLE);
-    spin_unlock(&r->lock);
-    if (o.flush) {
-        dmm_flush_wait(s);
-        if (mfn_valid(old))
-            share_drop(old, s->id, gfn.v);
+    s->stalled_for = POOL_WANT_TOUCH;
+    if (!image_take_region(s, r, gfn.v / LARGE_PAGES)) {
+        spin_unlock(&r->lock);
+        return STALLED;
     }
+    struct outcome o = other_fault(s, r, gfn, access);
+    o.cause = o.result == DMM_FAULT_RETRY ? DMM_CAUSE_INHERIT : o.cause;
     return o;
+}
+
+/* Everything but what other_fault() does. Region locked; it is let go. */
+__attribute__((noinline)) static struct outcome rare_fault(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access)
+{
+    struct outcome o = OUTCOME(DMM_FAULT_HOLE, DMM_CAUSE_HOLE);
+    mfn_t left = INVALID_MFN;
+    if (r->l2e && p2m_type_of(s->format, p2m_read(r->l2e)) == P2M_INHERITED)
+        return inherit(s, r, gfn, access);
+    if (r->l2e)
+        o = resolve(s, r, gfn, access, &left);
+    spin_unlock(&r->lock);
+    if (o.flush)
+        dmm_flush_wait(s);
+    if (mfn_valid(left))
+        share_drop(left, s->id, gfn.v);
+    return o;
+}
+
+/* The one user of a shared page writes to it. Region locked; it is let go. False: it is not alone any more, and the lock is held. */
+__attribute__((noinline)) static bool break_in_place(struct dmm_space *s, struct region *r, p2m_entry_t *slot, gfn_t gfn)
+{
+    if (!share_unprotect(s, slot, gfn))
+        return false;
+    spin_unlock(&r->lock);
+    return true;
+}
+
+/* Everything but the first touch. Region locked; it is let go. The commonest, where pages are shared, is a write to one. */
+static inline __attribute__((always_inline)) struct outcome level1_fault(struct frame_cpu *c, struct dmm_space *s, struct region *r,
+                                                                         p2m_entry_t *slot, gfn_t gfn, unsigned access)
+{
+    p2m_entry_t e = p2m_read(slot);
+    if (unlikely(!(access & DMM_WRITE) || p2m_type_of(s->format, e) != P2M_SHARED_RO))
+        return rare_fault(s, r, gfn, access);
+    mfn_t m = p2m_mfn_of(e);
+    /* Two users are two, even if the other is just leaving: that needs no lock. One may become two while we look. */
+    if (unlikely(__atomic_load_n(&frame_of(m)->refs, __ATOMIC_RELAXED) == 1) && break_in_place(s, r, slot, gfn))
+        return DONE(DMM_CAUSE_UNPROTECT);
+    if (unlikely(!share_copy_out(c, s, r, slot, e, gfn, m, P2M_SHARED_RO, access))) {
+        spin_unlock(&r->lock);
+        return stalled_for(s, POOL_WANT_BREAK);
+    }
+    spin_unlock_here(&r->lock);
+    dmm_flush_wait(s);
+    share_drop(m, s->id, gfn.v); /* only now: docs/locking.md */
+    return DONE(DMM_CAUSE_COW_SHARED);
+}
+
+static struct outcome other_fault(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access)
+{
+    return r->l1 ? level1_fault(frame_cpu(), s, r, &r->l1[gfn.v % LARGE_PAGES], gfn, access) : rare_fault(s, r, gfn, access);
 }
 
 /* No vCPU has been near this gfn yet. */
@@ -277,23 +314,26 @@ enum dmm_fault_result dmm_fault(struct dmm_space *s, gfn_t gfn, unsigned access)
 {
     uint64_t start = __builtin_ia32_rdtsc();
     struct outcome o;
-    bool outermost = dmm_enter();
+    struct frame_cpu *c = dmm_enter_first();
     struct region *r = region_place(s, gfn);
     if (unlikely(!r)) {
         o = untouched(s, gfn, access);
     } else {
-        spin_lock(&r->lock);
-        if (likely(r->l1 && p2m_read(&r->l1[gfn.v % LARGE_PAGES]) == s->empty)) {
-            o = first_touch(s, r, gfn.v, access);
-            spin_unlock(&r->lock);
+        spin_lock_here(&r->lock);
+        p2m_entry_t *slot = &r->l1[gfn.v % LARGE_PAGES];
+        if (unlikely(!r->l1)) {
+            o = rare_fault(s, r, gfn, access);
+        } else if (likely(p2m_read(slot) == s->empty)) {
+            o = first_touch(c, s, r, gfn.v, access);
+            spin_unlock_here(&r->lock);
         } else {
-            o = other_fault(s, r, gfn, access);
+            o = level1_fault(c, s, r, slot, gfn, access);
         }
     }
-    dmm_leave(outermost);
+    dmm_leave_first(c);
     if (likely(o.result != DMM_FAULT_ZERO_STORE)) /* it is asked again, or dmm_zero_stored() */
         dmm_hist_add(&s->hist[o.cause], __builtin_ia32_rdtsc() - start);
-    return o.result;
+    return (enum dmm_fault_result)o.result;
 }
 
 bool dmm_is_zero_without_frame(struct dmm_space *s, gfn_t gfn)

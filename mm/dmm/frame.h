@@ -8,6 +8,7 @@
 #define HV_MM_DMM_FRAME_H
 
 #include "core/lock.h"
+#include "core/log.h"
 #include "include/hv/dmm.h"
 #include "mm/dmm/space.h"
 #include "x86/percpu.h"
@@ -68,6 +69,8 @@ extern uint8_t *host_directmap, *host_frame_va;
 #define FRAME_CHILD_VA (FRAME_TABLE_VA + FRAME_MAX_MFN * sizeof(struct frame))
 #define FRAME_TREE_VA (FRAME_CHILD_VA + FRAME_MAX_MFN / LARGE_PAGES * sizeof(struct frame_child))
 
+/* mfn_to_hva() without a call. */
+static inline void *frame_page(mfn_t m) { return (void *)(DIRECTMAP_VA + mfn_to_hpa(m)); }
 static inline struct frame *frame_of(mfn_t m) { return (struct frame *)FRAME_TABLE_VA + m.v; }
 static inline struct frame_child *child_of(uint64_t child) { return (struct frame_child *)FRAME_CHILD_VA + child; }
 static inline struct frame_tree *tree_of(uint64_t tree) { return (struct frame_tree *)FRAME_TREE_VA + tree; }
@@ -125,6 +128,22 @@ static inline bool dmm_enter(void)
         dmm_gate_wait(c);
     return true;
 }
+/* For who knows that it is the outermost: dmm_leave_first() with the same pointer. */
+static inline struct frame_cpu *dmm_enter_first(void)
+{
+    struct frame_cpu *c = frame_cpu();
+    debug_assert(!c->inside);
+    c->inside = true;
+    asm volatile("" ::: "memory");
+    if (unlikely(dmm_gate_closed))
+        dmm_gate_wait(c);
+    return c;
+}
+static inline void dmm_leave_first(struct frame_cpu *c)
+{
+    asm volatile("" ::: "memory");
+    c->inside = false;
+}
 static inline void dmm_leave(bool outermost)
 {
     asm volatile("" ::: "memory");
@@ -137,9 +156,8 @@ static inline void dmm_leave(bool outermost)
 /* A pre-zeroed 2 MiB frame from the stock, or INVALID_MFN at once: never clears, never searches. */
 mfn_t frame_take_large_zeroed(void);
 /* A taken frame gets its type and owner (NULL: the hypervisor), and is counted. `pages` is 1 or LARGE_PAGES. */
-static inline void frame_assign(mfn_t m, enum frame_type type, struct dmm_space *owner, uint64_t gfn, uint64_t pages)
+static inline void frame_assign_on(struct frame_cpu *c, mfn_t m, enum frame_type type, struct dmm_space *owner, uint64_t gfn, uint64_t pages)
 {
-    struct frame_cpu *c = frame_cpu();
     struct frame *f = frame_of(m);
     c->type_count[f->type] -= pages;
     c->type_count[type] += pages;
@@ -148,6 +166,10 @@ static inline void frame_assign(mfn_t m, enum frame_type type, struct dmm_space 
     f->what = FRAME_WHAT(type, id, pages == LARGE_PAGES ? FRAME_LARGE : 0);
     if (owner)
         __atomic_fetch_add(&owner->frames[type], pages, __ATOMIC_RELAXED);
+}
+static inline void frame_assign(mfn_t m, enum frame_type type, struct dmm_space *owner, uint64_t gfn, uint64_t pages)
+{
+    frame_assign_on(frame_cpu(), m, type, owner, gfn, pages);
 }
 /* A space's private frame becomes one that nobody owns, and back. The region's lock is held, and the share lock. */
 static inline void frame_disown(mfn_t m, struct dmm_space *owner)
@@ -172,14 +194,24 @@ static inline void frame_own(mfn_t m, struct dmm_space *owner, uint64_t gfn)
 struct frame_got { mfn_t mfn; bool prezeroed; }; /* in registers: no address of a local is taken on the way */
 struct frame_got frame_alloc_noting(unsigned flags, enum frame_type type, struct dmm_space *owner, uint64_t gfn);
 /* The same for a zeroed guest page, which usually is one pop from this CPU's magazine. */
-static inline struct frame_got frame_alloc_guest(struct dmm_space *owner, uint64_t gfn)
+static inline struct frame_got frame_alloc_guest(struct frame_cpu *c, struct dmm_space *owner, uint64_t gfn)
 {
-    struct magazine *clean = &frame_cpu()->zeroed;
-    if (unlikely(!clean->count))
+    if (unlikely(!c->zeroed.count))
         return frame_alloc_noting(FRAME_ZEROED, FRAME_GUEST, owner, gfn);
-    mfn_t m = mfn_of(clean->mfn[--clean->count]);
-    frame_assign(m, FRAME_GUEST, owner, gfn, 1);
+    mfn_t m = mfn_of(c->zeroed.mfn[--c->zeroed.count]);
+    frame_assign_on(c, m, FRAME_GUEST, owner, gfn, 1);
     return (struct frame_got){ m, true };
+}
+/* And for one whose contents will be overwritten. */
+static inline bool frame_alloc_guest_dirty(struct frame_cpu *c, struct dmm_space *owner, uint64_t gfn, unsigned flags, mfn_t *m)
+{
+    if (unlikely(!c->dirty.count)) {
+        *m = frame_alloc_noting(flags, FRAME_GUEST, owner, gfn).mfn;
+        return mfn_valid(*m);
+    }
+    *m = mfn_of(c->dirty.mfn[--c->dirty.count]);
+    frame_assign_on(c, *m, FRAME_GUEST, owner, gfn, 1);
+    return true;
 }
 /* One 2 MiB frame becomes 512 of 4 KiB with the same owner, from gfn upwards, each with its own pins (returns how many have any); and back (all
  * 512 must be the owner's, and none pinned). Region locked. */

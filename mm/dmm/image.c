@@ -332,11 +332,12 @@ static void move_to_image(struct dmm_space *s, struct dmm_space *image, mfn_t ro
     spin_init(&image->image_lock, LOCK_RANK_IMAGE, "image");
     pool_cover_init(image);
     image->class = DMM_CLASS_BEST_EFFORT;
+    image->covered = false;
     image->hard = image->soft = image->min_pages = 0;
     waitq_init(&image->moving);
     image->frozen = true;
     image->closed = true;
-    image->ops = NULL;
+    image->kick = space_kick_nobody;
     image->owner = NULL;
     image->frames[FRAME_VM_STATE] = 0;
     image->heap_bytes = IMAGE_BYTES;

@@ -32,6 +32,16 @@ __attribute__((cold)) void p2m_refuse(const struct dmm_space *s, const p2m_entry
 
 /* ---- tables ------------------------------------------------------------------------------------------------ */
 
+p2m_entry_t p2m_exchange(const struct dmm_space *s, p2m_entry_t *slot, unsigned level, enum p2m_type from, enum p2m_type to_type, p2m_entry_t to)
+{
+    p2m_entry_t old = p2m_read(slot);
+    do {
+        if (!p2m_is(s, old, from))
+            p2m_refuse(s, slot, level, from, to_type);
+    } while (!__atomic_compare_exchange_n(slot, &old, to, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED));
+    return old;
+}
+
 static p2m_entry_t *table_alloc(struct dmm_space *s, unsigned flags, p2m_entry_t fill, mfn_t *mfn)
 {
     *mfn = frame_alloc(0, flags, FRAME_P2M, s);

@@ -132,30 +132,22 @@ static void cover(struct dmm_space *s)
     s->soft = soft;
 }
 
-static bool has_cover(const struct dmm_space *s) { return s->class != DMM_CLASS_BEST_EFFORT || s->min_pages; }
-
-static void owe(struct dmm_space *s, int64_t pages)
+void pool_cover(struct dmm_space *s)
 {
-    __atomic_fetch_add(&s->owed, (uint64_t)pages, __ATOMIC_RELAXED);
-    if (!has_cover(s))
-        return;
     spin_lock(&s->cover_lock); /* whoever comes last sees all counts */
     cover(s);
     spin_unlock(&s->cover_lock);
 }
-
-void pool_owe(struct dmm_space *s, uint64_t pages) { owe(s, (int64_t)pages); }
-void pool_settle(struct dmm_space *s, uint64_t pages) { owe(s, -(int64_t)pages); }
 
 bool pool_can_owe(const struct dmm_space *s, uint64_t pages)
 {
     return s->class != DMM_CLASS_STRICT || frame_available_hint() >= load(&pool_set_aside) + pages;
 }
 
-bool pool_may_break(const struct dmm_space *s)
+bool pool_may_break_slow(const struct dmm_space *s)
 {
     uint64_t aside = load(&pool_set_aside), ours = load(&s->hard);
-    if (likely(!aside) || s->class == DMM_CLASS_STRICT)
+    if (s->class == DMM_CLASS_STRICT)
         return true;
     if (s->class == DMM_CLASS_INSURED)
         ours += load(&covered_soft);
@@ -182,6 +174,7 @@ bool dmm_set_class(struct dmm_space *s, enum dmm_class c, uint64_t *lacking)
     bool covered = c != DMM_CLASS_STRICT || can >= needs;
     if (covered) {
         s->class = c;
+        s->covered = c != DMM_CLASS_BEST_EFFORT || s->min_pages;
         cover(s);
     }
     spin_unlock(&s->cover_lock);

@@ -19,7 +19,6 @@
 #define CHUNK_USERS 7u
 #define CHUNKS_PER_PAGE (PAGE_SIZE / 64)
 #define NO_CHUNK 0u            /* chunk 0 of a page is its header, so no chunk has number 0 of mfn 0 either */
-#define TAG_CHUNKED 0xffffffu  /* no space has id 4095 */
 
 _Static_assert(DMM_MAX_SPACES < 0xfff, "two ids in 24 bits, and one value left over");
 
@@ -39,11 +38,9 @@ static struct spinlock pages_lock = SPINLOCK_INIT(LOCK_RANK_RMAP, "reverse maps"
 static struct list_head partial = LIST_INIT(partial);
 static uint64_t page_count, chunk_count;
 
-static uint64_t user_of(uint16_t id, uint64_t gfn) { return (uint64_t)id << 40 | gfn; }
-
 static struct rmap_chunk *chunk_at(uint64_t number)
 {
-    return (struct rmap_chunk *)mfn_to_hva(mfn_of(number / CHUNKS_PER_PAGE)) + number % CHUNKS_PER_PAGE;
+    return (struct rmap_chunk *)frame_page(mfn_of(0)) + number; /* pages hold a whole number of them */
 }
 
 /* ---- chunks ------------------------------------------------------------------------------------------------------ */
@@ -79,28 +76,36 @@ static uint64_t chunk_alloc(void)
     return number;
 }
 
-static void chunk_free(uint64_t number)
+/* Its page was full, or nothing in it is in use any more. Lock held; it is let go. */
+__attribute__((noinline)) static void page_changes(struct rmap_page *p, uint64_t was)
 {
-    mfn_t m = mfn_of(number / CHUNKS_PER_PAGE);
-    struct rmap_page *p = mfn_to_hva(m);
-    spin_lock(&pages_lock);
-    if (!p->free)
-        list_add_tail(&partial, &p->node);
-    p->free |= BIT64(number % CHUNKS_PER_PAGE);
-    chunk_count--;
     bool empty = p->free == ~UINT64_C(1);
+    if (!was)
+        list_add_tail(&partial, &p->node);
     if (empty) {
         list_del(&p->node);
         page_count--;
     }
-    spin_unlock(&pages_lock);
+    spin_unlock_here(&pages_lock);
     if (empty)
-        frame_free(m, 0);
+        frame_free(hva_to_mfn(p), 0);
+}
+
+static inline void chunk_free(uint64_t number)
+{
+    struct rmap_page *p = (struct rmap_page *)chunk_at(ALIGN_DOWN(number, CHUNKS_PER_PAGE));
+    spin_lock_here(&pages_lock);
+    uint64_t was = p->free, is = was | BIT64(number % CHUNKS_PER_PAGE);
+    p->free = is;
+    chunk_count--;
+    if (unlikely(!was || is == ~UINT64_C(1)))
+        page_changes(p, was);
+    else
+        spin_unlock_here(&pages_lock);
 }
 
 /* ---- one frame's map ------------------------------------------------------------------------------------------------ */
 
-static bool is_chunked(const struct frame *f) { return f->tag == TAG_CHUNKED; }
 static uint16_t inline_id(const struct frame *f, unsigned n) { return f->tag >> (12 * n) & 0xfff; }
 
 static void set_inline(struct frame *f, uint64_t gfn, uint16_t a, uint16_t b)
@@ -121,10 +126,10 @@ static bool make_chunked(struct frame *f)
     if (number == NO_CHUNK)
         return false;
     struct rmap_chunk *c = chunk_at(number);
-    c->user[0] = user_of(inline_id(f, 0), gfn);
+    c->user[0] = rmap_user(inline_id(f, 0), gfn);
     if (inline_id(f, 1))
-        c->user[1] = user_of(inline_id(f, 1), gfn);
-    f->where = (uint64_t)TAG_CHUNKED << 40 | number;
+        c->user[1] = rmap_user(inline_id(f, 1), gfn);
+    f->where = (uint64_t)RMAP_CHUNKED << 40 | number;
     return true;
 }
 
@@ -142,18 +147,18 @@ enum rmap_result rmap_add(struct frame *f, uint16_t space_id, uint64_t gfn)
 {
     if (f->refs >= RMAP_MAX_USERS)
         return RMAP_FULL;
-    if (!is_chunked(f) && f->refs == 1 && f->gfn == gfn) {
+    if (!rmap_is_chunked(f) && f->refs == 1 && f->gfn == gfn) {
         set_inline(f, gfn, inline_id(f, 0), space_id);
     } else {
-        if (!is_chunked(f) && !make_chunked(f))
+        if (!rmap_is_chunked(f) && !make_chunked(f))
             return RMAP_NO_MEMORY;
-        if (!put_in_chunk(chunk_at(f->gfn), user_of(space_id, gfn))) {
+        if (!put_in_chunk(chunk_at(f->gfn), rmap_user(space_id, gfn))) {
             uint64_t number = chunk_alloc();
             if (number == NO_CHUNK)
                 return RMAP_NO_MEMORY;
             chunk_at(number)->next = f->gfn;
-            chunk_at(number)->user[0] = user_of(space_id, gfn);
-            f->where = (uint64_t)TAG_CHUNKED << 40 | number;
+            chunk_at(number)->user[0] = rmap_user(space_id, gfn);
+            f->where = (uint64_t)RMAP_CHUNKED << 40 | number;
         }
     }
     __atomic_fetch_add(&f->refs, 1, __ATOMIC_RELEASE);
@@ -176,8 +181,18 @@ static uint64_t *find_in_chunks(const struct frame *f, uint64_t user)
     return NULL;
 }
 
-/* The last one of the first chunk fills the hole. One user alone is inline again. */
-static void remove_from_chunks(struct frame *f, uint64_t user)
+void rmap_leave_one(struct frame *f, uint64_t user)
+{
+    uint64_t number = f->gfn;
+    const struct rmap_chunk *c = chunk_at(number);
+    hv_assert(c->user[0] == user || c->user[1] == user);
+    f->where = c->user[0] ^ c->user[1] ^ user;
+    __atomic_fetch_sub(&f->refs, 1, __ATOMIC_RELEASE);
+    chunk_free(number);
+}
+
+/* More than two. The last one of the first chunk fills the hole. */
+__attribute__((noinline)) static void remove_from_chunks(struct frame *f, uint64_t user)
 {
     uint64_t first = f->gfn, *hole = find_in_chunks(f, user);
     struct rmap_chunk *c = chunk_at(first);
@@ -188,19 +203,15 @@ static void remove_from_chunks(struct frame *f, uint64_t user)
     *hole = c->user[last - 1];
     c->user[last - 1] = 0;
     if (last == 1) {
-        f->where = (uint64_t)TAG_CHUNKED << 40 | c->next;
-        chunk_free(first);
-    } else if (last == 2 && c->next == NO_CHUNK) {
-        uint64_t only = c->user[0];
-        set_inline(f, only & GFN_NONE, (uint16_t)(only >> 40), 0);
+        f->where = (uint64_t)RMAP_CHUNKED << 40 | c->next;
         chunk_free(first);
     }
 }
 
-uint32_t rmap_remove(struct frame *f, uint16_t space_id, uint64_t gfn)
+uint32_t rmap_remove_rare(struct frame *f, uint16_t space_id, uint64_t gfn)
 {
-    if (is_chunked(f))
-        remove_from_chunks(f, user_of(space_id, gfn));
+    if (rmap_is_chunked(f))
+        remove_from_chunks(f, rmap_user(space_id, gfn));
     else
         remove_inline(f, space_id, gfn);
     return __atomic_sub_fetch(&f->refs, 1, __ATOMIC_RELEASE);
@@ -208,20 +219,20 @@ uint32_t rmap_remove(struct frame *f, uint16_t space_id, uint64_t gfn)
 
 bool rmap_has(const struct frame *f, uint16_t space_id, uint64_t gfn)
 {
-    if (is_chunked(f))
-        return find_in_chunks(f, user_of(space_id, gfn)) != NULL;
+    if (rmap_is_chunked(f))
+        return find_in_chunks(f, rmap_user(space_id, gfn)) != NULL;
     return f->gfn == gfn && (inline_id(f, 0) == space_id || inline_id(f, 1) == space_id);
 }
 
 uint16_t rmap_any_space(const struct frame *f)
 {
-    return is_chunked(f) ? (uint16_t)(chunk_at(f->gfn)->user[0] >> 40) : inline_id(f, 0);
+    return rmap_is_chunked(f) ? (uint16_t)(chunk_at(f->gfn)->user[0] >> 40) : inline_id(f, 0);
 }
 
 uint32_t rmap_count(const struct frame *f)
 {
     uint32_t count = 0;
-    if (!is_chunked(f))
+    if (!rmap_is_chunked(f))
         return (inline_id(f, 0) != 0) + (inline_id(f, 1) != 0);
     for (uint64_t number = f->gfn; number != NO_CHUNK; number = chunk_at(number)->next)
         for (unsigned n = 0; n < CHUNK_USERS; n++)

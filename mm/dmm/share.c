@@ -18,10 +18,7 @@
 #include "core/log.h"
 #include "mm/dmm/rmap.h"
 
-static struct spinlock share_locks[64] = { [0 ... 63] = SPINLOCK_INIT(LOCK_RANK_SHARE, "shared frame") };
-
-void share_lock(mfn_t m) { spin_lock(&share_locks[m.v % ARRAY_SIZE(share_locks)]); }
-void share_unlock(mfn_t m) { spin_unlock(&share_locks[m.v % ARRAY_SIZE(share_locks)]); }
+struct spinlock share_locks[SHARE_LOCKS] = { [0 ... SHARE_LOCKS - 1] = SPINLOCK_INIT(LOCK_RANK_SHARE, "shared frame") };
 
 void share_protect(struct dmm_space *s, p2m_entry_t *slot, gfn_t gfn)
 {
@@ -62,35 +59,4 @@ bool share_join(mfn_t m, uint16_t space_id, uint64_t gfn)
     bool ok = rmap_add(frame_of(m), space_id, gfn) == RMAP_OK;
     share_unlock(m);
     return ok;
-}
-
-void share_drop(mfn_t m, uint16_t space_id, uint64_t gfn)
-{
-    share_lock(m);
-    uint32_t left = rmap_remove(frame_of(m), space_id, gfn);
-    share_unlock(m);
-    if (!left)
-        frame_free(m, 0);
-}
-
-enum share_break_result share_break(struct dmm_space *s, struct region *r, p2m_entry_t *slot, gfn_t gfn, enum p2m_type type, unsigned access,
-                                    mfn_t *old)
-{
-    mfn_t m = share_mfn_of(s, p2m_read(slot), type);
-    if (type == P2M_SHARED_RO && share_unprotect(s, slot, gfn))
-        return SHARE_BREAK_IN_PLACE;
-    if (!pool_may_break(s))
-        return SHARE_BREAK_NO_FRAME;
-    mfn_t copy = frame_alloc_noting(pool_break_flags(s), FRAME_GUEST, s, gfn.v).mfn;
-    if (!mfn_valid(copy))
-        return SHARE_BREAK_NO_FRAME;
-    copy_page(mfn_to_hva(copy), mfn_to_hva(m));
-    frame_of(copy)->flags |= access & DMM_WALK ? FRAME_GUEST_TABLE : FRAME_BROKE;
-    p2m_transition(s, slot, 1, type, P2M_RW, s->rw_4k + mfn_to_hpa(copy));
-    pool_settle(s, 1);
-    if (r->breaks < UINT8_MAX)
-        r->breaks++;
-    __atomic_fetch_add(&s->breaks, 1, __ATOMIC_RELAXED);
-    *old = m;
-    return SHARE_BREAK_COPIED;
 }

@@ -4,11 +4,14 @@
 
 #include "mm/dmm/frame.h"
 #include "mm/dmm/p2m.h"
+#include "mm/dmm/rmap.h"
 #include "mm/dmm/space.h"
 
 /* The record of a shared frame: type, refs, reverse map. Taken with the region's lock held; never two. */
-void share_lock(mfn_t m);
-void share_unlock(mfn_t m);
+#define SHARE_LOCKS 64
+extern struct spinlock share_locks[SHARE_LOCKS];
+static inline void share_lock(mfn_t m) { spin_lock_here(&share_locks[m.v % SHARE_LOCKS]); }
+static inline void share_unlock(mfn_t m) { spin_unlock_here(&share_locks[m.v % SHARE_LOCKS]); }
 
 /* The frame behind a SHARED_RO or SEALED entry. */
 static inline mfn_t share_mfn_of(const struct dmm_space *s, p2m_entry_t e, enum p2m_type type)
@@ -21,18 +24,33 @@ void share_protect(struct dmm_space *s, p2m_entry_t *slot, gfn_t gfn);
 /* SHARED_RO with one user -> RW, the same frame: no CPU can have a translation that permits more. False: it has more users. Region locked. */
 bool share_unprotect(struct dmm_space *s, p2m_entry_t *slot, gfn_t gfn);
 /* A user leaves: its entry is changed, and every CPU has forgotten it. Frees the frame after the last one. */
-void share_drop(mfn_t m, uint16_t space_id, uint64_t gfn);
+static inline void share_drop(mfn_t m, uint16_t space_id, uint64_t gfn)
+{
+    share_lock(m);
+    uint32_t left = rmap_remove(frame_of(m), space_id, gfn);
+    share_unlock(m);
+    if (unlikely(!left))
+        frame_free(m, 0);
+}
 /* One more entry will lead there: counted before it is made. */
 bool share_join(mfn_t m, uint16_t space_id, uint64_t gfn);
 
-enum share_break_result {
-    SHARE_BREAK_IN_PLACE,      /* nobody else had it: done */
-    SHARE_BREAK_COPIED,        /* the caller flushes, and then calls share_drop(*old) */
-    SHARE_BREAK_NO_FRAME,
-};
-/* A SHARED_RO entry is written to, or a SEALED one touched. Region locked. */
-enum share_break_result share_break(struct dmm_space *s, struct region *r, p2m_entry_t *slot, gfn_t gfn, enum p2m_type type, unsigned access,
-                                    mfn_t *old);
+/* An entry of this type, which is `e`, gets a frame of the space's own with what `m` holds. Region locked. False: there is none. */
+static inline __attribute__((always_inline)) bool share_copy_out(struct frame_cpu *c, struct dmm_space *s, struct region *r, p2m_entry_t *slot,
+                                                                 p2m_entry_t e, gfn_t gfn, mfn_t m, enum p2m_type type, unsigned access)
+{
+    mfn_t copy;
+    if (unlikely(!pool_may_break(s) || !frame_alloc_guest_dirty(c, s, gfn.v, pool_break_flags(s), &copy)))
+        return false;
+    frame_of(copy)->flags = access & DMM_WALK ? FRAME_GUEST_TABLE : FRAME_BROKE;
+    copy_page(frame_page(copy), frame_page(m));
+    p2m_transition_from(s, slot, 1, type, P2M_RW, e, s->rw_4k + mfn_to_hpa(copy));
+    pool_settle(s, 1);
+    if (likely(r->breaks < UINT8_MAX))
+        r->breaks++;
+    __atomic_fetch_add(&s->breaks, 1, __ATOMIC_RELAXED);
+    return true;
+}
 
 /* Users of shared frames whose entries have left and whose CPUs do not know it yet; for the audit. */
 uint64_t share_limbo_count(void);

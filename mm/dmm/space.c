@@ -28,8 +28,11 @@ static bool format_is_linear(const struct p2m_format *f)
 {
     const mfn_t m = mfn_of(0x5a5a5a5 & ~(LARGE_PAGES - 1));
     return f->make_leaf(P2M_RW, m, 1) == f->make_leaf(P2M_RW, mfn_of(0), 1) + mfn_to_hpa(m) &&
+           p2m_type_of(f, f->make_leaf(P2M_RW, m, 1)) == P2M_RW && mfn_eq(p2m_mfn_of(f->make_leaf(P2M_RW, m, 1)), m) &&
            f->type_of(0, 1) == P2M_HOLE && f->type_of(0, 4) == P2M_HOLE;
 }
+
+void space_kick_nobody(void *owner UNUSED, bool wait UNUSED) {}
 
 enum dmm_create_result dmm_space_create(const struct dmm_space_config *cfg, struct dmm_space **out)
 {
@@ -46,7 +49,7 @@ enum dmm_create_result dmm_space_create(const struct dmm_space_config *cfg, stru
     s->min_pages = cfg->min_pages;
     s->max_pages = cfg->max_pages ? MIN(cfg->max_pages, cfg->pages) : cfg->pages;
     s->weight = cfg->weight;
-    s->ops = cfg->ops;
+    s->kick = cfg->ops && cfg->ops->kick ? cfg->ops->kick : space_kick_nobody;
     s->owner = cfg->owner;
     s->flush_generation = 1; /* a vCPU that has flushed for nothing yet says 0 */
     s->last_gfn = UINT64_MAX - 1;
@@ -55,6 +58,7 @@ enum dmm_create_result dmm_space_create(const struct dmm_space_config *cfg, stru
     spin_init(&s->build_lock, LOCK_RANK_SPACE, "space");
     pool_cover_init(s);
     s->class = cfg->class;
+    s->covered = cfg->class != DMM_CLASS_BEST_EFFORT || cfg->min_pages;
     s->group = cfg->group;
     s->domain = cfg->group ? cfg->group : DMM_GROUP_MAX + __atomic_add_fetch(&domains, 1, __ATOMIC_RELAXED);
 
@@ -187,13 +191,6 @@ uint32_t dmm_space_vm_id(const struct dmm_space *s) { return s->vm_id; }
 uint64_t dmm_space_flush_generation(const struct dmm_space *s)
 {
     return __atomic_load_n(&s->flush_generation, __ATOMIC_SEQ_CST);
-}
-
-void dmm_flush_wait(struct dmm_space *s)
-{
-    __atomic_fetch_add(&s->flushes, 1, __ATOMIC_RELAXED);
-    if (s->ops && s->ops->kick)
-        s->ops->kick(s->owner, true);
 }
 
 /* ---- destroying ----------------------------------------------------------------------------------------------- */

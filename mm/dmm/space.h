@@ -57,7 +57,7 @@ struct dmm_space {
     uint16_t id, state_id;    /* who owns its guest memory and tables; its FRAME_VM_STATE. The former moves to the image when it is frozen */
     uint32_t vm_id;
     uint64_t pages, min_pages, max_pages, weight;
-    const struct dmm_space_ops *ops;
+    void (*kick)(void *owner, bool wait); /* of dmm_space_ops; of a space without any: nothing */
     void *owner;
     mfn_t root;
     char name[DMM_NAME_MAX];
@@ -79,6 +79,7 @@ struct dmm_space {
     uint64_t breaks_seen;     /* dmm_insurance_tick() */
     uint64_t break_rate_milli;/* per second */
     enum dmm_class class;
+    bool covered;             /* by its class, or because it has a minimum */
     unsigned group;           /* constant */
     uint64_t domain;          /* constant: what it may share with, as one number */
     /* images: image.c */
@@ -131,6 +132,7 @@ extern struct dmm_space *dmm_spaces[DMM_MAX_SPACES + 1]; /* by id; [0] is the hy
 extern struct dmm_space *dmm_state_spaces[DMM_MAX_VMS + 1]; /* by state_id */
 static inline struct dmm_space *space_of_id(uint16_t id) { return dmm_spaces[id]; }
 
+void space_kick_nobody(void *owner, bool wait);
 void space_destroy(struct dmm_space *s); /* without dmm_space_destroy()'s wait for policies */
 
 /* ---- image.c ---------------------------------------------------------------------------------------------- */
@@ -147,7 +149,11 @@ extern mfn_t dmm_zero_mfn; /* the one frame behind every ZERO_RO entry */
 
 /* Has every CPU that may hold an old translation of this space forget it. p2m_transition() has bumped the generation; no region lock is held
  * now; on return no CPU can use what was removed, and only then the frame behind it is given away. */
-void dmm_flush_wait(struct dmm_space *s);
+static inline void dmm_flush_wait(struct dmm_space *s)
+{
+    __atomic_fetch_add(&s->flushes, 1, __ATOMIC_RELAXED);
+    s->kick(s->owner, true);
+}
 
 /* ---- pool.c --------------------------------------------------------------------------------------------- */
 
@@ -166,12 +172,22 @@ static inline bool pool_charge(struct dmm_space *s, uint64_t pages)
 void pool_uncharge(struct dmm_space *s, uint64_t pages);
 bool pool_has_room(struct dmm_space *s);
 /* `pages` more / fewer pages of the space read as something without having a frame of their own: what is set aside for them follows. */
-void pool_owe(struct dmm_space *s, uint64_t pages);
-void pool_settle(struct dmm_space *s, uint64_t pages);
+void pool_cover(struct dmm_space *s);
+static inline void pool_owe(struct dmm_space *s, uint64_t pages)
+{
+    __atomic_fetch_add(&s->owed, pages, __ATOMIC_RELAXED);
+    if (unlikely(s->covered))
+        pool_cover(s);
+}
+static inline void pool_settle(struct dmm_space *s, uint64_t pages) { pool_owe(s, -pages); }
 /* Can what a strict space would owe more be set aside? True for others. */
 bool pool_can_owe(const struct dmm_space *s, uint64_t pages);
 /* May the space have a frame now for a page that it owes? Its class decides how deep it may reach. And with which flags to ask for it. */
-bool pool_may_break(const struct dmm_space *s);
+bool pool_may_break_slow(const struct dmm_space *s);
+static inline bool pool_may_break(const struct dmm_space *s)
+{
+    return likely(!__atomic_load_n(&pool_set_aside, __ATOMIC_RELAXED)) || pool_may_break_slow(s);
+}
 static inline unsigned pool_break_flags(const struct dmm_space *s)
 {
     return s->class == DMM_CLASS_BEST_EFFORT ? 0 : FRAME_RESERVE_OK;

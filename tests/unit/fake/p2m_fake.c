@@ -35,7 +35,7 @@ static bool permits(p2m_entry_t e, unsigned access) { return (e & F_PRESENT) && 
 
 const struct p2m_format p2m_format_fake = {
     .name = "fake", .make_table = make_table, .make_leaf = make_leaf, .make_nonpresent = make_nonpresent,
-    .type_of = type_of, .mfn_of = fake_mfn_of, .payload_of = payload_of, .is_large = is_large, .accessed = accessed,
+    .type_of = type_of, .type_shift = TYPE_SHIFT, .mfn_of = fake_mfn_of, .payload_of = payload_of, .is_large = is_large, .accessed = accessed,
     .dirty = dirty, .clear_accessed = clear_accessed, .clear_dirty = clear_dirty, .permits = permits,
     .accessed_mask = accessed_mask, .dirty_mask = dirty_mask, .mark = BIT64(9),
 };

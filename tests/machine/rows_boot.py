@@ -144,3 +144,11 @@ def boot_screen(bench):
         lines = screen_until(bench, lambda lines: PROMPT.strip() in lines and version[:60] in "\n".join(lines), "the last command's line")
         at = next(n for n, line in enumerate(lines) if line.startswith(version[:60]))
         require(not any("hvm: using svm" in line for line in lines[:at]), "it did not start over at the top")
+
+@row("boot-screen-halt", timeout=60, audit=False, backends=("svm",), why="only QEMU is asked for its screen")
+def boot_screen_halt(bench):
+    """An error before the hypervisor runs stands on the screen as well."""
+    m = bench.power_on("[vm a]\nkernel = k\nmemroy = 4M\n", kind=QemuBiosMachine, extra=("--vga",))
+    m.expect("halt", 40)
+    screen_until(bench, lambda lines: any(line.startswith('palimpsest.conf:3: unknown key "memroy"') for line in lines) and
+                 any(line.startswith("palimpsest: halted: ") for line in lines), "why it halted")

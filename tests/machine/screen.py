@@ -1,5 +1,5 @@
 """What stands on a machine's screen, read back: QEMU writes the picture to a file, and every cell is compared with the font that
-drivers/fbcon.c draws with. Only text in that font and raster is found, so a screen that shows anything else is a blank one here."""
+lib/fbtext.c draws with. Only text in that font and raster is found, so a screen that shows anything else is a blank one here."""
 import os
 import re
 
@@ -14,9 +14,9 @@ def _number(name, source):
 
 class Font:
     def __init__(self):
-        with open(os.path.join(ROOT, "drivers", "fbcon.c"), encoding="ascii") as f:
+        with open(os.path.join(ROOT, "lib", "fbtext.c"), encoding="ascii") as f:
             source = f.read()
-        table = source[source.index("font[95]"):source.index("static struct")]
+        table = source[source.index("font[95]"):source.index("static unsigned")]
         glyphs = GLYPH_LINE.findall(table)
         if len(glyphs) != 95:
             raise Failure(f"the font has {len(glyphs)} characters")

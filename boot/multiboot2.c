@@ -12,6 +12,7 @@
  */
 #include "boot/image.h"
 #include "boot/multiboot2_tags.h"
+#include "lib/fbtext.h"
 #include "lib/string.h"
 
 #define LOADER_NAME "palimpsest-multiboot2 0.1"
@@ -33,6 +34,7 @@ static struct { uint64_t first, next, end; } arena;
 /* ---- messages ------------------------------------------------------------------------------------------------------------ */
 
 static bool have_serial;
+static struct fbtext pixels; /* what GRUB left of the screen, if not text mode */
 
 /* Line by line from the top; more than a screen of them begins there again. */
 static void screen_put(const char *s)
@@ -56,6 +58,8 @@ void loader_print(const char *fmt, ...)
         serial_put(line);
     if (mb.text_screen)
         screen_put(line);
+    fbtext_write(&pixels, line, strlen(line));
+    fbtext_write(&pixels, "\n", 1);
 }
 
 void loader_halt(const char *fmt, ...)
@@ -190,6 +194,8 @@ void multiboot2_main(const void *info)
     const char *why;
     have_serial = serial_init();
     bool ok = mb2_decode(info, REACH - (uint64_t)info, &mb, &why); /* first: it says where the screen is */
+    if (mb.fb.hpa + (uint64_t)mb.fb.pitch * mb.fb.height <= REACH)
+        fbtext_init(&pixels, &mb.fb, (void *)mb.fb.hpa);
     loader_print("palimpsest: %s", LOADER_NAME);
     if (!ok)
         loader_halt("the boot loader's information cannot be used: %s", why);

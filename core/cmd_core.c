@@ -32,6 +32,8 @@ void cmd_core_init(const struct boot_info *bi, const struct core_power_ops *ops)
 static enum cmd_result cmd_version(struct cmd_ctx *c)
 {
     uint64_t up_ms = time_ns() / 1000000;
+    if (c->argc != 1)
+        return CMD_USAGE;
     if (c->want_json) {
         json_object_begin(c->json);
         json_kv_string(c->json, "version", HV_VERSION);
@@ -80,6 +82,8 @@ static const char *guest_cpus(void)
 
 static enum cmd_result cmd_cpu(struct cmd_ctx *c)
 {
+    if (c->argc != 1)
+        return CMD_USAGE;
     if (c->want_json)
         json_object_begin(c->json);
     cpu_describe(show_cpu_line, c);
@@ -187,6 +191,8 @@ static void show_thread_row(struct cmd_ctx *c, const struct thread_row *r)
 static enum cmd_result cmd_threads(struct cmd_ctx *c)
 {
     static struct thread_rows rows; /* one console thread */
+    if (c->argc != 1)
+        return CMD_USAGE;
     rows.count = rows.left_out = 0;
     thread_for_each(take_thread_row, &rows);
     if (c->want_json)

@@ -219,7 +219,7 @@ static void json_error(const char *text)
 
 enum cmd_result cmd_error(struct cmd_ctx *c, const char *fmt, ...)
 {
-    char text[512];
+    char text[768];
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(text, sizeof(text), fmt, ap);
@@ -240,6 +240,41 @@ static enum cmd_result unknown(struct cmd_ctx *c)
     return cmd_error(c, "no command \"%s\"; help lists them", c->argv[0]);
 }
 
+/* A line of usage is for this subcommand: "vm start|stop NAME" for both. */
+static bool usage_is_for(const char *line, const char *subcommand)
+{
+    size_t len = strlen(subcommand);
+    const char *space = strchr(line, ' '), *end = strchr(line, '\n');
+    if (!len || !space || (end && space > end))
+        return false;
+    for (const char *word = space + 1;; word++) {
+        if (!strncmp(word, subcommand, len) && (!word[len] || strchr("| \n", word[len])))
+            return true;
+        while (*word && *word != '|' && *word != ' ' && *word != '\n')
+            word++;
+        if (*word != '|')
+            return false;
+    }
+}
+
+/* The lines that are about what was typed; all, if there is no such subcommand. */
+static void say_usage(struct cmd_ctx *c, const struct console_command *k)
+{
+    char text[512] = "";
+    const char *subcommand = c->argc > 1 ? c->argv[1] : "";
+    for (const char *line = k->usage, *next; line; line = next) {
+        const char *nl = strchr(line, '\n');
+        size_t used = strlen(text);
+        next = nl ? nl + 1 : NULL;
+        if (usage_is_for(line, subcommand))
+            snprintf(text + used, sizeof(text) - used, "%s%.*s", used ? "\n" : "", nl ? (int)(nl - line) : 200, line);
+    }
+    if (text[0] || !*subcommand || !strchr(k->usage, '\n'))
+        cmd_error(c, "usage: %s", text[0] ? text : k->usage);
+    else
+        cmd_error(c, "%s does not know \"%.40s\"; usage: %s", k->name, subcommand, k->usage);
+}
+
 static enum cmd_result run(struct cmd_ctx *c)
 {
     const struct console_command *k = find_command(c->argv[0]);
@@ -247,7 +282,7 @@ static enum cmd_result run(struct cmd_ctx *c)
         return unknown(c);
     enum cmd_result r = k->run(c);
     if (r == CMD_USAGE)
-        cmd_error(c, "usage: %s", k->usage);
+        say_usage(c, k);
     return r;
 }
 

@@ -86,6 +86,7 @@ static void init_memory(void)
     smp_reserve_low_memory();
     hostmap_init(&boot_info);
     cpu_init_this();
+    drivers_map_screen();
     frame_init(&boot_info);
     early_seal();
     dmm_init();

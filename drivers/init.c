@@ -114,9 +114,10 @@ static void init_serial_irq(void)
 
 void drivers_init_cpu(void) { set_nmi_inputs(&acpi()->madt); }
 
+void drivers_map_screen(void) { fbcon_remap(map_mmio); }
+
 void drivers_init(const struct boot_info *bi)
 {
-    fbcon_remap(map_mmio);
     guard_interrupt_stacks();
     init_lapic();
     acpi_init(bi);

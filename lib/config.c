@@ -89,6 +89,8 @@ static bool set_file(char *out, const char *key, const char *value, struct confi
 {
     size_t len = strlen(value);
     bool quoted = len > 1 && value[0] == '"' && value[len - 1] == '"';
+    if (!quoted && value[0] == '"')
+        return fail(err, "%s: %.40s: the quote is not closed", key, value);
     value += quoted;
     len -= 2 * quoted;
     bool rooted = len && (value[0] == '/' || value[0] == '\\');
@@ -113,8 +115,9 @@ static bool set_module(struct config_vm *vm, const char *key, const char *value,
     if (vm->module_count == CONFIG_MAX_MODULES)
         return fail(err, "%s: more than %d modules", key, CONFIG_MAX_MODULES);
     struct config_module *m = &vm->modules[vm->module_count];
-    const char *space = strchr(value, ' ');
-    char file[CONFIG_FILE_MAX + 1];
+    const char *quote = value[0] == '"' ? strchr(value + 1, '"') : NULL;
+    const char *space = strchr(quote ? quote : value, ' ');
+    char file[CONFIG_FILE_MAX + 3]; /* with quotes, and what is to be found too long */
     size_t len = space ? (size_t)(space - value) : strlen(value);
     if (len >= sizeof(file))
         return fail(err, "%s: file name longer than %d characters", key, CONFIG_FILE_MAX - 1);
@@ -451,7 +454,7 @@ bool config_parse(struct config *c, const char *text, size_t len, struct config_
         if (n >= sizeof(line))
             return fail(err, "the line is longer than %zu bytes", sizeof(line) - 1);
         for (size_t i = 0; i < n; i++)
-            if ((unsigned char)text[i] < 0x20 && text[i] != '\t' && text[i] != '\r')
+            if ((unsigned char)text[i] < 0x20 && text[i] != '\t' && !(text[i] == '\r' && i + 1 == n))
                 return fail(err, "byte 0x%02x in column %zu is no text", (unsigned char)text[i], i + 1);
         memcpy(line, text, n);
         line[n] = 0;

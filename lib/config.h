@@ -57,7 +57,7 @@ struct config {
     struct config_vm vms[CONFIG_MAX_VMS];
 };
 
-struct config_error { uint32_t line; char text[160]; }; /* line 0: not tied to a line */
+struct config_error { uint32_t line; char text[256]; }; /* line 0: not tied to a line */
 
 void config_defaults(struct config *c);
 /* Parses `len` bytes (need not be terminated). False: *err says what and where, *c is unspecified. */

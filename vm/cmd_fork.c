@@ -18,7 +18,9 @@ static enum cmd_result parse_fork(struct cmd_ctx *c, struct fork_request *q)
         if (!value)
             return cmd_error(c, "\"%.60s\" is neither a number of children nor key=value", c->argv[n]);
         *value++ = 0;
-        if (!strcmp(c->argv[n], "name"))
+        if (!strcmp(c->argv[n], "name") && q->prefix)
+            return cmd_error(c, "name is given twice");
+        if (!strcmp(c->argv[n], "name") && *value)
             q->prefix = value;
         else if (!strcmp(c->argv[n], "paused") && (!strcmp(value, "yes") || !strcmp(value, "no")))
             q->paused = !strcmp(value, "yes");

@@ -231,6 +231,8 @@ static enum cmd_result start(struct cmd_ctx *c, struct vm *vm)
     char why[VM_WHY_MAX];
     if (vm->state == VM_RUNNING)
         return done(c, vm, "runs already");
+    if (vm->state == VM_PAUSED)
+        return cmd_error(c, "%s is paused: resume goes on with it, stop and start boot it anew", vm->name);
     return vm_start(vm, why) == VM_OK ? done(c, vm, "started") : cmd_error(c, "%s: %s", vm->name, why);
 }
 
@@ -271,50 +273,78 @@ static enum cmd_result destroy(struct cmd_ctx *c, struct vm *vm)
 
 /* ---- create ----------------------------------------------------------------------------------------------------------------------- */
 
-static enum cmd_result create_one(struct cmd_ctx *c, const struct config_vm *cfg, const char *name)
-{
-    char why[VM_WHY_MAX];
-    struct vm *vm;
-    if (vm_create(cfg, name, &vm, why) != VM_OK)
-        return cmd_error(c, "%s: %s", name, why);
-    if (cfg->autostart && vm_start(vm, why) != VM_OK) {
-        char ignored[VM_WHY_MAX];
-        vm_destroy(vm, ignored);
-        return cmd_error(c, "%s: %s", name, why);
-    }
-    return done(c, vm, cfg->autostart ? "created and started" : "created");
-}
-
 static struct config_vm new_config; /* too large for a stack; the console thread's own */
 
-static enum cmd_result create(struct cmd_ctx *c)
+/* A key is taken once, as in the file; but `module`, whose order counts. */
+static bool given_before(struct cmd_ctx *c, int n)
+{
+    for (int m = 3; m < n; m++)
+        if (!strcmp(c->argv[m], c->argv[n]) && strcmp(c->argv[n], "module"))
+            return true;
+    return false;
+}
+
+/* CMD_OK, or the error has been said. */
+static enum cmd_result parse_new_config(struct cmd_ctx *c)
 {
     struct config_error err = {0};
-    char name[CONFIG_NAME_MAX];
-    if (c->argc < 3)
-        return CMD_USAGE;
     if (!config_name_valid(c->argv[2]))
-        return cmd_error(c, "\"%s\" is no name for a VM: letters, digits, _ . and -, at most %u", c->argv[2], CONFIG_NAME_MAX - 1);
+        return cmd_error(c, "\"%.60s\" is no name for a VM: letters, digits, _ . and -, at most %u", c->argv[2], CONFIG_NAME_MAX - 1);
     config_vm_defaults(&new_config, c->argv[2]);
     for (int n = 3; n < c->argc; n++) {
         char *value = strchr(c->argv[n], '=');
         if (!value)
-            return cmd_error(c, "%s: expected key=value", c->argv[n]);
+            return cmd_error(c, "%.60s: expected key=value", c->argv[n]);
         *value++ = 0;
+        if (given_before(c, n))
+            return cmd_error(c, "%s is given twice", c->argv[n]);
         if (!config_set_vm_key(&new_config, c->argv[n], value, &err))
             return cmd_error(c, "%s", err.text);
     }
-    if (!config_vm_check(&new_config, &err))
-        return cmd_error(c, "%s", err.text);
-    if (c->want_json && new_config.count > 1)
-        return cmd_error(c, "count: with -j create one VM at a time");
+    return config_vm_check(&new_config, &err) ? CMD_OK : cmd_error(c, "%s", err.text);
+}
+
+static enum vm_result create_one(const char *name, char *why)
+{
+    char ignored[VM_WHY_MAX];
+    struct vm *vm;
+    enum vm_result r = vm_create(&new_config, name, &vm, why);
+    if (r == VM_OK && new_config.autostart && (r = vm_start(vm, why)) != VM_OK)
+        vm_destroy(vm, ignored);
+    return r;
+}
+
+/* What was made before something failed stays, as with VMs of the file. */
+static enum cmd_result create_failed(struct cmd_ctx *c, const char *name, uint32_t made, const char *why)
+{
+    char first[CONFIG_NAME_MAX];
+    config_instance_name(&new_config, 0, first, sizeof(first));
+    return made ? cmd_error(c, "%s: %s (there are %u from %s on)", name, why, made, first) : cmd_error(c, "%s: %s", name, why);
+}
+
+static enum cmd_result create(struct cmd_ctx *c)
+{
+    char name[CONFIG_NAME_MAX], why[VM_WHY_MAX];
+    if (c->argc < 3)
+        return CMD_USAGE;
+    enum cmd_result parsed = parse_new_config(c);
+    if (parsed != CMD_OK)
+        return parsed;
     for (uint32_t n = 0; n < new_config.count; n++) {
-        if (!config_instance_name(&new_config, n, name, sizeof(name)))
-            return cmd_error(c, "%s: with count = %u the names are too long", new_config.name, new_config.count);
-        enum cmd_result r = create_one(c, &new_config, name);
-        if (r != CMD_OK)
-            return r;
+        config_instance_name(&new_config, n, name, sizeof(name)); /* config_vm_check() knows that it fits */
+        if (create_one(name, why) != VM_OK)
+            return create_failed(c, name, n, why);
+        if (!c->want_json)
+            con_printf("%s created%s\n", name, new_config.autostart ? " and started" : "");
     }
+    if (c->want_json && new_config.count > 1)
+        json_array_begin(c->json);
+    for (uint32_t n = 0; c->want_json && n < new_config.count; n++) {
+        config_instance_name(&new_config, n, name, sizeof(name));
+        done(c, vm_find(name), ""); /* only this thread removes VMs */
+    }
+    if (c->want_json && new_config.count > 1)
+        json_array_end(c->json);
     return CMD_OK;
 }
 
@@ -430,8 +460,9 @@ static enum cmd_result set(struct cmd_ctx *c)
     }
     if (vm_set_scheduling(vm, &cfg, why) != VM_OK)
         return cmd_error(c, "%s", why);
-    if (c->want_json)
-        json_vm(c->json, vm, true);
+    if (!c->want_json)
+        return done(c, vm, "changed");
+    json_vm(c->json, vm, true);
     return CMD_OK;
 }
 

@@ -54,7 +54,12 @@ const struct boot_file *load_find_file(const struct boot_info *bi, const char *n
 
 static enum load_result out_of_frames(struct loader *l, const char *what)
 {
-    snprintf(l->why, LOAD_WHY_MAX, "%.60s: out of memory while loading it", what);
+    struct dmm_usage u;
+    dmm_space_usage(l->vm->space, &u);
+    if (u.charged >= u.max)
+        snprintf(l->why, LOAD_WHY_MAX, "%.60s: max = %lu KiB is too little to load it", what, u.max * 4);
+    else
+        snprintf(l->why, LOAD_WHY_MAX, "%.60s: out of memory while loading it", what);
     return LOAD_NO_MEMORY;
 }
 

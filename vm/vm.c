@@ -22,6 +22,7 @@
 #include "lib/string.h"
 #include "mm/mm.h"
 #include "vm/load.h"
+#include "x86/cpu.h"
 #include "x86/percpu.h"
 
 #define VCPU_STACK_BYTES 16384
@@ -533,6 +534,10 @@ static enum vm_result check_config(const struct config_vm *cfg, const char *name
         return vm_refuse(why, VM_BAD_CONFIG, "\"%.40s\" is no name for a VM: letters, digits, _ . and -, at most %u", name, CONFIG_NAME_MAX - 1);
     if (!config_vm_check(cfg, &err))
         return vm_refuse(why, VM_BAD_CONFIG, "%.150s", err.text);
+    uint64_t low = load_low_ram_bytes(cfg->memory_bytes), end = cfg->memory_bytes > low ? LOAD_HIGH_RAM_BASE + cfg->memory_bytes - low : low;
+    unsigned bits = MIN(cpu_info()->phys_bits, 48u);
+    if (end > BIT64(bits))
+        return vm_refuse(why, VM_BAD_CONFIG, "memory: %lu MiB end beyond the %u bits of a guest's addresses on this CPU", cfg->memory_bytes >> 20, bits);
     enum vm_result affinity = check_affinity(cfg, cfg->vcpus, why);
     if (affinity != VM_OK)
         return affinity;

@@ -1,8 +1,11 @@
 """From power-on to the prompt, and everything that stops on the way with a message."""
+import os
 import re
+import time
 
-from machine import NEW_PROMPT, QemuBiosMachine, QemuIsoMachine
+from machine import NEW_PROMPT, PROMPT, QemuBiosMachine, QemuIsoMachine, QemuMachine
 from rows import guest, require, row
+from screen import text_on_screen
 
 HYPERVISOR = "[hypervisor]\nlog = info\n"
 COMMANDS = ("help", "version", "cpu", "log", "threads", "module list", "mem", "mem audit", "policy", "policy list", "vm list", "stat")
@@ -117,3 +120,43 @@ def boot_iso(bench):
 def boot_usb(bench):
     m = bench.boot(HYPERVISOR, extra=("--boot-from", "usb"))
     m.command("version")
+
+
+def screen_until(bench, test, what):
+    """The screen's lines when test(lines) is true: serial line and screen are written one after the other."""
+    m = bench.machine
+    limit = time.monotonic() + 20 * m.slow
+    while True:
+        lines = text_on_screen(m, os.path.join(bench.out, bench.row.name + ".ppm"))
+        if test(lines):
+            return lines
+        require(time.monotonic() < limit, f"the screen does not show {what}, but:\n" + "\n".join(line for line in lines if line)[:2000])
+        m.pause(0.2)
+
+
+@row("boot-screen", timeout=150, backends=("svm",), why="only QEMU is asked for its screen")
+def boot_screen(bench):
+    """What the serial line says stands on the screen too, by UEFI's frame buffer and by GRUB's; when it is full it starts at the top."""
+    for kind in (QemuMachine, QemuBiosMachine):
+        m = bench.boot(HYPERVISOR, kind=kind, extra=("--vga",))
+        first = m.seen(r"\] (hvm: using svm)")
+        lines = screen_until(bench, lambda lines: PROMPT.strip() in lines, "a prompt")
+        require(first and any(line.endswith("hvm: using svm") for line in lines), f"the log is not on the screen: {lines}")
+        require(sum("palimpsest 0." in line and "booted by" in line for line in lines) >= 1, f"no first line: {lines}")
+        require(any("] frames: " in line for line in lines), "what is said before the devices are there is not on the screen")
+        said = m.command("policy list").split("\n")
+        screen_until(bench, lambda lines: any(lines[n:n + len(said)] == said for n in range(len(lines))), "what a command printed")
+        for _ in range(len(lines) // 10 + 1): # fills the rest of the screen
+            m.command("help vm")
+        version = m.command("version")
+        lines = screen_until(bench, lambda lines: PROMPT.strip() in lines and version[:60] in "\n".join(lines), "the last command's line")
+        at = next(n for n, line in enumerate(lines) if line.startswith(version[:60]))
+        require(not any("hvm: using svm" in line for line in lines[:at]), "it did not start over at the top")
+
+@row("boot-screen-halt", timeout=60, audit=False, backends=("svm",), why="only QEMU is asked for its screen")
+def boot_screen_halt(bench):
+    """An error before the hypervisor runs stands on the screen as well."""
+    m = bench.power_on("[vm a]\nkernel = k\nmemroy = 4M\n", kind=QemuBiosMachine, extra=("--vga",))
+    m.expect("halt", 40)
+    screen_until(bench, lambda lines: any(line.startswith('palimpsest.conf:3: unknown key "memroy"') for line in lines) and
+                 any(line.startswith("palimpsest: halted: ") for line in lines), "why it halted")

@@ -72,6 +72,10 @@ def console_unknown(bench):
     require(m.command("frobnicate") == 'error: no command "frobnicate"; help lists them', "unknown command")
     require("did you mean version" in m.command("verzion"), "no hint for verzion")
     require("usage: module list" in m.command("module"), "no usage for module")
+    require(m.command("vm pause") == "error: usage: vm start|pause|resume|stop|destroy NAME", "more than the usage of vm pause")
+    require('mem does not know "frames"; usage: mem' in m.command("mem frames"), "mem frames")
+    for command in ("version", "cpu", "threads", "reboot", "slow"):
+        require(m.command(command + " now").startswith("error: usage: " + command), f"{command} took a word that means nothing")
     require("quote" in m.command('help "abc'), "an open quote was not refused")
     require("words" in m.command("help" + " x" * 60), "61 words were not refused")
     require("usage" in m.json("module", error=True) and "no command" in m.json("nothing", error=True), "errors as JSON")

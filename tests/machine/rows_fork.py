@@ -269,7 +269,8 @@ def fork_refused(bench):
     refusals = {
         "vm fork nobody": "no VM of the name", "vm fork off": "created and can not be forked", "vm snapshot off s": "created and can not be",
         "vm fork a 0": "1 to 256", "vm fork a 257": "1 to 256", "vm fork a x": "neither a number", "vm fork a shape=round": "name=PREFIX",
-        "vm fork a paused=perhaps": "name=PREFIX", "vm fork a name=a/b": "no name for a VM", f"vm fork {long_name}": "longer than 31",
+        "vm fork a paused=perhaps": "name=PREFIX", "vm fork a name=a/b": "no name for a VM",
+        "vm fork a name=": "name=PREFIX", "vm fork a name=x name=y": "given twice", f"vm fork {long_name}": "longer than 31",
         "vm restore a s": "no snapshot of the name s", "vm snapshot-delete a s": "no snapshot of the name s", "vm snapshot a b/c": "no name for a snapshot",
         "vm fork a 200": "min = 8192 KiB can not be promised",
     }

@@ -182,20 +182,37 @@ def vm_states(bench):
     m = bench.boot(HYPERVISOR + linux("a") + "autostart = no\n", linux_files())
     create = "vm create b memory=64M kernel=vmlinuz autostart=no"
     for line, said in (("vm pause a", None), ("vm resume a", None), ("vm create a kernel=vmlinuz", "a"), ("vm create 'x kernel=vmlinuz", "name"),
-                       ("vm create c", "no kernel"), ("vm create c kernel=vmlinuz memory=3", "memory"), ("vm create c kernel", "key=value"),
+                       ("vm create c", "no kernel"), ("vm create c kernel=vmlinuz memory=64M memory=64M", "twice"),
+                       ("vm create c kernel=vmlinuz memory=64T", "addresses"), ("vm create c kernel=vmlinuz max=4K", "max = 4 KiB is too little"), ("vm create c kernel=vmlinuz memory=3", "memory"), ("vm create c kernel", "key=value"),
                        ("vm create c kernel=nothere", "nothere"), ("vm start c", "no VM"), ("vm show c", "c"), ("vm destroy c", "c"),
                        ("vm create c kernel=vmlinuz memory=16M", "memory"), ("vm create c kernel=vmlinuz min=900M memory=900M", "min"),
-                       ("vm frobnicate a", "usage"), ("vm", "usage"), ("stat c", "c")):
+                       ("vm frobnicate a", 'does not know "frobnicate"; usage'), ("vm", "usage"), ("stat c", "c")):
         refused = m.json(line, error=True)
         require(said is None or said in refused, f"`{line}`: {refused}")
     m.json(create)
     require(m.vm("b")["state"] == "created", "autostart=no")
+    made = m.json("vm create n memory=64M kernel=vmlinuz autostart=no count=3")
+    require([(v["name"], v["state"]) for v in made] == [(f"n{k}", "created") for k in range(3)], f"count=3: {made}")
+    refused = m.json("vm create n memory=64M kernel=vmlinuz autostart=no count=4", error=True)
+    require("n0: there is a VM" in refused, refused)
+    m.json("vm destroy n1")
+    for k in (0, 2):
+        m.json(f"vm destroy n{k}")
+    m.json(create.replace(" b ", " m1 "))
+    refused = m.json("vm create m memory=64M kernel=vmlinuz autostart=no count=2", error=True)
+    require("m1: there is a VM" in refused and "there are 1 from m0 on" in refused, refused)
+    for k in (0, 1):
+        m.json(f"vm destroy m{k}")
+    require(m.command("vm set b cpu-weight=7") == "b changed", "vm set says nothing")
     m.json("vm start a")
     for command, state in (("pause", "paused"), ("resume", "running"), ("pause", "paused"), ("stop", "stopped"), ("start", "running"),
                            ("stop", "stopped")):
         m.json(f"vm {command} a")
         require(m.vm("a")["state"] == state, f"after {command}: {m.vm('a')['state']}")
     m.json("vm resume a", error=True)
+    m.json("vm start a")
+    m.json("vm pause a")
+    require("a is paused: resume" in m.json("vm start a", error=True), "start of a paused VM")
     m.json("vm destroy a")
     m.json("vm destroy b")
     require(m.json("vm list")["vms"] == [], "the list is not empty")

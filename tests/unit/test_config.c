@@ -97,6 +97,8 @@ static void test_full(void **state)
 }
 
 /* A file's name may stand in quotes; the command line is the guest's, quotes and all. */
+#define VM "[vm a]\nkernel = k\n" /* two good lines, the third is the wrong one */
+
 static void test_quoted_files(void **state)
 {
     assert_true(parse("[hypervisor]\nfile = \"spare\"\n[vm a]\nkernel = \"/guests\\a.elf\"\ninitrd = \"root image\"\nmodule = \"m\" \"x\"\n"
@@ -107,8 +109,10 @@ static void test_quoted_files(void **state)
     assert_string_equal(c.vms[0].modules[0].file, "m");
     assert_string_equal(c.vms[0].modules[0].args, "\"x\"");
     assert_string_equal(c.vms[0].cmdline, "\"quiet\"");
-    assert_true(parse("[vm a]\nkernel = \"\n"));
-    assert_string_equal(c.vms[0].kernel, "\"");
+    assert_true(parse(VM "module = \"m n\" x y\nmodule = \"\\o\"\n"));
+    assert_string_equal(c.vms[0].modules[0].file, "m n");
+    assert_string_equal(c.vms[0].modules[0].args, "x y");
+    assert_string_equal(c.vms[0].modules[1].file, "o");
     assert_false(parse("[vm a]\nkernel = \"\"\n"));
     assert_non_null(strstr(err.text, "no file named"));
 }
@@ -133,7 +137,6 @@ static void test_defaults(void **state)
     assert_int_equal(c.console_baud, 115200);
 }
 
-#define VM "[vm a]\nkernel = k\n" /* two good lines, the third is the wrong one */
 #define TEN "0123456789"
 #define HUNDRED TEN TEN TEN TEN TEN TEN TEN TEN TEN TEN
 
@@ -200,6 +203,11 @@ static const struct { const char *text; uint32_t line; const char *says; } wrong
     {VM "module =\n", 3, "no file named"},
     {VM "module = m " HUNDRED HUNDRED HUNDRED "\n", 3, "arguments longer"},
     {VM "module=m\nmodule=m\nmodule=m\nmodule=m\nmodule=m\nmodule=m\nmodule=m\nmodule=m\nmodule=m\n", 11, "more than 8 modules"},
+    {VM "module = \"m n\n", 3, "module: \"m: the quote is not closed"},
+    {"[vm a]\nkernel = \"\n", 2, "kernel: \": the quote is not closed"},
+    {VM TEN TEN TEN TEN " = 1\n", 3, "class kernel initrd cmdline module"},
+    {"[vm a]\rkernel = k\r", 1, "byte 0x0d in column 7"},
+    {VM "\r\rcpu-cap = 1\r\n", 3, "byte 0x0d in column 1"},
     {VM "cmdline = \x01\n", 3, "byte 0x01 in column 11"},
     {VM "#\x7f\x1b\n", 3, "byte 0x1b in column 3"},
     {"[vm a]\nkernel=k\n[vm a]\nkernel=k\n", 3, "already made by line 1"},

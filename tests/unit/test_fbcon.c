@@ -10,6 +10,7 @@
 #define HV_X86_CPU_H /* in its place */
 static unsigned long cr3 = 0x1000;
 static inline unsigned long read_cr3(void) { return cr3; }
+#include "lib/fbtext.c"
 #include "drivers/fbcon.c"
 
 #define PADDING 0x55555555u
@@ -34,18 +35,18 @@ static void write_text(const char *s) { fbcon_write(s, strlen(s)); }
 static unsigned lit_in_cell(unsigned column, unsigned row)
 {
     unsigned lit = 0;
-    for (unsigned y = 0; y < CELL_HEIGHT * con.scale; y++)
-        for (unsigned x = 0; x < CELL_WIDTH * con.scale; x++)
-            lit += pixels[(row * CELL_HEIGHT * con.scale + y) * con.stride + column * CELL_WIDTH * con.scale + x] != 0;
+    for (unsigned y = 0; y < CELL_HEIGHT * con.text.scale; y++)
+        for (unsigned x = 0; x < CELL_WIDTH * con.text.scale; x++)
+            lit += pixels[(row * CELL_HEIGHT * con.text.scale + y) * con.text.stride + column * CELL_WIDTH * con.text.scale + x] != 0;
     return lit;
 }
 
 static void assert_picture(unsigned column, unsigned row, const char *const *lines)
 {
-    for (unsigned y = 0; y < CELL_HEIGHT * con.scale; y++)
-        for (unsigned x = 0; x < CELL_WIDTH * con.scale; x++) {
-            uint32_t pixel = pixels[(row * CELL_HEIGHT * con.scale + y) * con.stride + column * CELL_WIDTH * con.scale + x];
-            assert_int_equal(pixel, lines[y / con.scale][x / con.scale] == '#' ? 0xd0d0d0 : 0);
+    for (unsigned y = 0; y < CELL_HEIGHT * con.text.scale; y++)
+        for (unsigned x = 0; x < CELL_WIDTH * con.text.scale; x++) {
+            uint32_t pixel = pixels[(row * CELL_HEIGHT * con.text.scale + y) * con.text.stride + column * CELL_WIDTH * con.text.scale + x];
+            assert_int_equal(pixel, lines[y / con.text.scale][x / con.text.scale] == '#' ? 0xd0d0d0 : 0);
         }
 }
 
@@ -56,7 +57,7 @@ static void pictures(void **state)
     static const unsigned widths[] = {640, 1920};
     for (unsigned n = 0; n < 2; n++) {
         screen(widths[n], 480, 8 * n);
-        assert_int_equal(con.scale, n + 1);
+        assert_int_equal(con.text.scale, n + 1);
         write_text("xAg");
         assert_picture(1, 0, a);
         assert_picture(2, 0, g);
@@ -88,20 +89,20 @@ static void all_characters(void **state)
 static void starts_over(void **state)
 {
     screen(640, 480, 0);
-    unsigned rows = con.rows;
+    unsigned rows = con.text.rows;
     for (unsigned n = 0; n < rows - 1; n++)
         write_text("line\n");
-    assert_int_equal(con.row, rows - 1);
+    assert_int_equal(con.text.row, rows - 1);
     assert_int_equal(lit_in_cell(0, 0), 0); /* it was "l": blanked, it is the line below */
     assert_true(lit_in_cell(0, 1) > 0);
     write_text("last\nfirst");
-    assert_true(con.row == 0 && lit_in_cell(0, 0) > 0 && lit_in_cell(0, rows - 1) > 0);
+    assert_true(con.text.row == 0 && lit_in_cell(0, 0) > 0 && lit_in_cell(0, rows - 1) > 0);
     assert_int_equal(lit_in_cell(0, 1), 0);
-    for (unsigned n = 0; n < con.columns - 5; n++)
+    for (unsigned n = 0; n < con.text.columns - 5; n++)
         write_text("x");
-    assert_int_equal(con.row, 0);
+    assert_int_equal(con.text.row, 0);
     write_text("y"); /* a long line goes on below */
-    assert_true(con.row == 1 && con.column == 1 && lit_in_cell(0, 1) > 0);
+    assert_true(con.text.row == 1 && con.text.column == 1 && lit_in_cell(0, 1) > 0);
 }
 
 static void anything(void **state)

@@ -24,6 +24,7 @@
 static uint8_t *guest;
 static uint64_t mapped_pages, written_bytes;
 static bool no_frames;
+static uint64_t max_pages = UINT64_MAX; /* of a VM that holds 3 */
 
 void *mfn_to_hva(mfn_t mfn) { return (void *)(uintptr_t)(mfn.v << PAGE_SHIFT); }
 void *kzalloc(size_t n) { return calloc(1, n); }
@@ -47,6 +48,12 @@ enum dmm_fault_result dmm_map_boot_file(struct dmm_space *s, gfn_t first, mfn_t 
     memcpy(guest + gfn_to_gpa(first), mfn_to_hva(mfn), pages << PAGE_SHIFT);
     mapped_pages += pages;
     return no_frames ? DMM_FAULT_STALLED : DMM_FAULT_RETRY;
+}
+
+void dmm_space_usage(const struct dmm_space *s, struct dmm_usage *out)
+{
+    (void)s;
+    *out = (struct dmm_usage){.charged = 3, .max = max_pages};
 }
 
 /* ---- a VM and its boot files
@@ -252,6 +259,9 @@ static void test_bzimage_refused(void **state)
     bi->files[0].size = BZ_SIZE;
     no_frames = true;
     refuses(LOAD_NO_MEMORY, "kernel: out of memory");
+    max_pages = 3;
+    refuses(LOAD_NO_MEMORY, "kernel: max = 12 KiB is too little");
+    max_pages = UINT64_MAX;
     no_frames = false;
     strcpy(config->initrd, "absent");
     refuses(LOAD_NO_SUCH_FILE, "absent: no such file");

@@ -38,7 +38,7 @@ def smp_odd(bench):
     log = m.command("log", log_lines=True)
     for said in ("APIC id 1 is left out: SVM without nested paging", "APIC id 2 is left out: the CPU has no SVM", "smp: 2 CPUs, 2 left out"):
         require(said in log, f"the log lacks `{said}`")
-    require(online(m) == 2 and len(m.json("top", 20)["pcpus"]) == 2, "two CPUs in use")
+    require(m.json("cpu")["online"] == 2 and len(m.json("top", 20)["pcpus"]) == 2, "two CPUs in use")
     create(m, "s", "smp.elf", "mode=all loops=1 seed=1", "64M", "vcpus=4")
     expect_ok(m, "s", "smp: ok", 120)
     m.json("vm destroy s")

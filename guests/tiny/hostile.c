@@ -1,6 +1,6 @@
 /*
- * The hostile guest: does what no well-behaved system does, in modes of which each tries one door. `mode=NAME seed=S count=N`, or
- * `list`. Where the right result is known (a hole reads as ones, VMRUN is #UD) it is checked; where it is not, what counts is that the
+ * The hostile guest: does what no well-behaved system does, in modes of which each tries one door. `mode=NAME seed=S count=N lenient=WHAT`,
+ * or `list`. Where the right result is known (a hole reads as ones, VMRUN is #UD) it is checked; where it is not, what counts is that the
  * hypervisor, its other guests and, unless the mode is made to end it, this VM go on. The sequence depends on the seed alone.
  */
 #include "hostile/hostile.h"
@@ -25,6 +25,20 @@ uint64_t rnd_value(void)
     case 3: return ~BIT(rnd_below(64));
     default: return v;
     }
+}
+
+bool lenient(const char *what)
+{
+    for (const char *list = arg("lenient"); list && *list;) {
+        unsigned n = 0;
+        while (what[n] && list[n] == what[n])
+            n++;
+        if (!what[n] && (!list[n] || list[n] == ','))
+            return true;
+        while (*list && *list++ != ',')
+            ;
+    }
+    return false;
 }
 
 /* ---- known states ------------------------------------------------------------------------------------------------------------ */

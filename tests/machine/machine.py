@@ -55,6 +55,7 @@ class Machine:
     cpus = 1
     preempts = True                         # interrupts end the run of a guest that has turned them off
     survives_triple_fault = True            # a guest's is an exit, and not the emulator's end
+    lenient = ""                            # what the hostile guest must not try, because the CPU has it wrong by itself
     survives_garbage = False                # nothing that a guest executes at CPL 0 ends the emulator: QEMU gives up on a bad TSS
     switches_tasks = True                   # a guest's task switch is the CPU's own work; else it stops the VM
 
@@ -402,6 +403,7 @@ class BochsMachine(Machine):
 
     medium = ("tools/mkiso", ".iso")
     slow = 6
+    lenient = "cr5,dr8"                     # the one is there, and a write to the other exits as one to DR0
     survives_garbage = True
     switches_tasks = False
     model = ()                              # tools/run-bochs's own: Intel with all that we use
@@ -433,6 +435,7 @@ class BochsAmdMachine(BochsMachine):
     be readable."""
 
     model = ("--model", "trinity_apu", "--lenient-msrs")
+    lenient = "cr5,dr8,gd,cr2"              # an intercepted #DB leaves DR7.GD on, VMRUN does not load CR2
     switches_tasks = True
     preempts = False                        # VMRUN of a guest whose IF is 0 holds back the host's interrupts until IF is 1 or the next exit
     silence = 20                            # so such a guest may have the machine to itself for a while

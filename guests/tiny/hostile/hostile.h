@@ -19,6 +19,9 @@ static inline uint64_t rnd_below(uint64_t n) { return rnd() % n; }
 /* Values at edges are likelier to find a fault than even ones. */
 uint64_t rnd_value(void);
 
+/* `lenient=WHAT,WHAT` on the command line names what this CPU is known to do wrong by itself: that alone is not tried. */
+bool lenient(const char *what);
+
 /* Says what was wrong and yields false. */
 #define failed(...) (uart_sane(), print("hostile: FAILED "), print(__VA_ARGS__), print("\n"), false)
 /* Makes COM1 fit to print on, whatever was written to it. */

@@ -201,7 +201,7 @@ static void check_frames(struct audit *a)
 
 /* ---- spaces ------------------------------------------------------------------------------------------------------- */
 
-struct tally { uint64_t entries[P2M_TYPE_COUNT], tables, large, pinned, inherited_ram, inherited_charge, inherited_owed; };
+struct tally { uint64_t entries[P2M_TYPE_COUNT], tables, large, taken, pinned, inherited_ram, inherited_charge, inherited_owed; };
 
 /* Each entry is in its frame's map, and there are as many entries as maps list: so the maps list nothing else. */
 static bool check_shared_entry(struct audit *a, const struct dmm_space *s, gfn_t gfn, const struct frame *f)
@@ -281,6 +281,7 @@ static void check_region(struct audit *a, const struct dmm_space *s, uint64_t n,
     if (!table)
         check_leaf(a, s, gfn_of(n * LARGE_PAGES), above, 2, t);
     if (s->frozen) {
+        t->taken += table ? r->taken : 0;
         if (table && r->taken >= s->heirs)
             violation(a, "image of vm%u: region at gfn %lx: %lu of %u heirs have it", s->vm_id, (unsigned long)(n * LARGE_PAGES),
                       (unsigned long)r->taken, s->heirs);
@@ -323,6 +324,7 @@ static void check_space(struct audit *a, const struct dmm_space *s)
     struct tally t = { .tables = count_tables(s, s->root, 4) };
     for (uint64_t n = 0; n < s->region_count; n += CHUNK_REGIONS)
         check_chunk(a, s, n, &t);
+    equal(a, t.taken, s->taken_sum, s->name, "what its regions say heirs have taken", "its sum");
     uint64_t ram = t.entries[P2M_EMPTY] + t.inherited_ram;
     for (unsigned k = P2M_EMPTY + 1; k < P2M_TYPE_COUNT; k++) {
         equal(a, t.entries[k], s->entries[k], s->name, p2m_type_name(k), "its counter");

@@ -320,14 +320,14 @@ enum dmm_fault_result dmm_fault(struct dmm_space *s, gfn_t gfn, unsigned access)
         o = untouched(s, gfn, access);
     } else {
         spin_lock_here(&r->lock);
-        p2m_entry_t *slot = &r->l1[gfn.v % LARGE_PAGES];
-        if (unlikely(!r->l1)) {
+        p2m_entry_t *l1 = r->l1;
+        if (unlikely(!l1)) {
             o = rare_fault(s, r, gfn, access);
-        } else if (likely(p2m_read(slot) == s->empty)) {
+        } else if (likely(p2m_read(&l1[gfn.v % LARGE_PAGES]) == s->empty)) {
             o = first_touch(c, s, r, gfn.v, access);
             spin_unlock_here(&r->lock);
         } else {
-            o = level1_fault(c, s, r, slot, gfn, access);
+            o = level1_fault(c, s, r, &l1[gfn.v % LARGE_PAGES], gfn, access);
         }
     }
     dmm_leave_first(c);

@@ -154,7 +154,16 @@ static void drop_region(struct dmm_space *image, uint64_t n, struct region *r)
     p2m_transition(image, r->l2e, 2, P2M_TABLE, P2M_EMPTY, image->empty);
     region_drop(image, n, r, image->empty);
     r->filled_pages = 0;
+    image->taken_sum -= r->taken;
     r->taken = 0;
+}
+
+/* One more heir has it. Image locked. */
+static void count_taken(struct dmm_space *image, uint64_t n, struct region *r)
+{
+    image->taken_sum++;
+    if (++r->taken == image->heirs)
+        drop_region(image, n, r);
 }
 
 /* What the image has for region n into l1. Image locked. */
@@ -195,8 +204,8 @@ bool image_take_region(struct dmm_space *s, struct region *r, uint64_t n)
         bool ok = take_pages(s, l1, n, image, from, &t);
         if (ok)
             link_table(s, r, l1, &t);
-        if (ok && image == s->base && ++from->taken == image->heirs)
-            drop_region(image, n, from);
+        if (ok && image == s->base)
+            count_taken(image, n, from);
         spin_unlock(&image->image_lock);
         if (!ok)
             give_back(s, l1, n);
@@ -260,11 +269,12 @@ static void release(struct dmm_space *image)
 {
     spin_lock(&image->image_lock);
     unsigned left = --image->heirs;
+    bool any_taken = image->taken_sum;
     spin_unlock(&image->image_lock);
-    if (left)
-        drop_taken(image);
-    else
+    if (!left)
         space_destroy(image);
+    else if (any_taken)
+        drop_taken(image);
 }
 
 void image_depart(struct dmm_space *s)
@@ -275,7 +285,10 @@ void image_depart(struct dmm_space *s)
         if (!r || !from || region_type(s, r) == P2M_INHERITED)
             continue;
         spin_lock(&image->image_lock);
-        from->taken -= from->l1 != NULL; /* dropped ones count no more */
+        if (from->l1) { /* dropped ones count no more */
+            from->taken--;
+            image->taken_sum--;
+        }
         spin_unlock(&image->image_lock);
     }
     uint64_t charged = s->inherited_charge, owed = s->inherited_owed;
@@ -341,6 +354,7 @@ static void move_to_image(struct dmm_space *s, struct dmm_space *image, mfn_t ro
     image->owner = NULL;
     image->frames[FRAME_VM_STATE] = 0;
     image->heap_bytes = IMAGE_BYTES;
+    image->taken_sum = 0;
     image->frozen_owed = s->entries[P2M_RW] + s->entries[P2M_SHARED_RO] + s->entries[P2M_SEALED] + s->entries[P2M_ZERO_RO] +
                          s->entries[P2M_IMAGE_RO] + s->inherited_owed;
     memset(s->frames, 0, sizeof(s->frames));

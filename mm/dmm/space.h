@@ -86,6 +86,7 @@ struct dmm_space {
     struct spinlock build_lock; /* the levels above the regions */
     struct dmm_space *base;   /* the image from which untouched regions are inherited; NULL: they are EMPTY */
     struct spinlock image_lock; /* if this is one: its entries, `taken`, heirs */
+    uint64_t taken_sum;         /* of `taken` over all regions: while it is 0, as just after a fork, there is nothing to look for */
     unsigned heirs;           /* spaces and images that have this for their base, and holders */
     bool frozen;
     unsigned depth;           /* images below */

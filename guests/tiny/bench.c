@@ -2,13 +2,14 @@
  * Costs as the guest sees them, in TSC ticks: `bench: NAME median=.. p99=.. n=..`. Under instruction counting a tick is an instruction, and
  * two runs agree to the last digit. `n=` samples each (default 1000); the cost of reading the clock twice is taken off.
  * first_touch_4k touches every third page, so that no neighbour is mapped along; whether these are 4 KiB mappings is up to the policy.
- * `only=sequential` and `only=large` (8 touches, 2 MiB apart) do just that, so that the counters of the VM are theirs.
+ * `only=sequential` and `only=large` (8 touches, 2 MiB apart) do just that, so that the counters of the VM are theirs; `only=ipi`, for two vCPUs,
+ * has an interrupt go from one to the other, which is halted, and back.
  *
  * With `share` on the command line it fills pages in equal pairs, prints `bench: waiting` and waits for a key, until when somebody has had
  * them shared; then it writes to one of each pair, which is copied, and to the other, which is alone then and is not. With `secure` it does nothing
  * but fill equal pairs with a page that is like no other between them, wait, and read first the equal pages and then the others.
  */
-#include "tiny.h"
+#include "lib/cpus.h"
 
 #define MAX_SAMPLES 4096
 
@@ -88,17 +89,16 @@ static void wake(unsigned vector)
 {
     (void)vector;
     woken = rdtsc();
-    wrmsr(0x80b, 0); /* EOI */
+    wrmsr(APIC_EOI, 0);
 }
 
 static void bench_halt(uint64_t n)
 {
-    enum { VECTOR = 0x40, AHEAD = 2000000, APIC_BASE = 0x1b, SVR = 0x80f, LVT_TIMER = 0x832, TSC_DEADLINE_MODE = 2 << 17, DEADLINE = 0x6e0 };
+    enum { VECTOR = 0x40, AHEAD = 2000000, LVT_TIMER = 0x832, TSC_DEADLINE_MODE = 2 << 17, DEADLINE = 0x6e0 };
     if ((cpuid(1, 0).c & (1u << 21 | 1u << 24)) != (1u << 21 | 1u << 24)) /* x2APIC and deadline mode: not in every emulator */
         return;
     on_interrupt = wake;
-    wrmsr(APIC_BASE, rdmsr(APIC_BASE) | 1 << 10);
-    wrmsr(SVR, 0x1ff);
+    apic_enable();
     wrmsr(LVT_TIMER, TSC_DEADLINE_MODE | VECTOR);
     asm volatile("mfence"); /* SDM 3, 11.5.4.1 */
     for (uint64_t k = 0; k < n; k++) {
@@ -113,23 +113,63 @@ static void bench_halt(uint64_t n)
 /* From the write of the command to the handler: the exit, the delivery and the entry. */
 static void bench_ipi(uint64_t n)
 {
-    enum { VECTOR = 0x41, APIC_BASE = 0x1b, SVR = 0x80f, SELF_IPI = 0x83f };
+    enum { VECTOR = 0x41, SELF_IPI = 0x83f };
     if (!(cpuid(1, 0).c & 1u << 21))
         return;
     on_interrupt = wake;
-    wrmsr(APIC_BASE, rdmsr(APIC_BASE) | 1 << 10);
-    wrmsr(SVR, 0x1ff);
+    apic_enable();
     for (uint64_t k = 0; k < n; k++) {
         woken = 0;
         asm volatile("sti");
         uint64_t begin = rdtsc();
         wrmsr(SELF_IPI, VECTOR);
         while (!woken)
-            asm volatile("pause");
+            pause();
         asm volatile("cli");
         sample[k] = woken - begin;
     }
     report("ipi_self", n);
+}
+
+/* To another vCPU and back: both sleep while it is the other's turn, so nothing of what is counted is waiting. Their TSCs are not compared. */
+enum { VECTOR_BALL = 0x42 }; /* and the next: each is for one of the two */
+static volatile uint64_t balls[2];
+
+static void caught(unsigned vector)
+{
+    balls[vector - VECTOR_BALL]++;
+    wrmsr(APIC_EOI, 0);
+}
+
+/* STI's shadow covers the HLT. */
+static void sleep_until(volatile uint64_t *count, uint64_t at_least)
+{
+    while (*count < at_least)
+        asm volatile("sti\n hlt\n cli" ::: "memory");
+}
+
+static void other_player(uint64_t index)
+{
+    (void)index;
+    for (uint64_t k = 1;; k++) {
+        sleep_until(&balls[1], k);
+        send_ipi(VECTOR_BALL | 1 << 14, 0);
+    }
+}
+
+static void bench_ipi_other(uint64_t n)
+{
+    on_interrupt = caught;
+    if (cpus_present() < 2)
+        return;
+    cpus_start(2, other_player);
+    for (uint64_t k = 0; k < n; k++) {
+        uint64_t begin = rdtsc();
+        send_ipi((VECTOR_BALL + 1) | 1 << 14, 1);
+        sleep_until(&balls[0], k + 1);
+        sample[k] = rdtsc() - begin;
+    }
+    report("ipi_other", n);
 }
 
 /* The same work as a copy by the hypervisor, for comparison: the two pages are the guest's own. */
@@ -157,7 +197,7 @@ static void wait_for_key(void)
     enum { COM1 = 0x3f8, LSR_DATA = 1 };
     print("bench: waiting\n");
     while (!(inb(COM1 + 5) & LSR_DATA))
-        asm volatile("pause");
+        pause();
     inb(COM1);
 }
 
@@ -202,6 +242,8 @@ int tiny_main(void)
     if (arg("only")) {
         if (arg_is("only", "sequential"))
             bench_sequential();
+        else if (arg_is("only", "ipi"))
+            bench_ipi_other(n < 200 ? n : 200);
         else
             bench_first_touch("first_touch_2m", 8, 2 << 20);
         print("bench: done\n");

@@ -78,7 +78,7 @@ bool svm_vcpu_init(struct vcpu *v)
     struct svm_vcpu *s = kzalloc(sizeof(*s));
     if (!s)
         return false;
-    mfn_t mfn = frame_alloc(0, FRAME_ZEROED, FRAME_VM_STATE, v->vm->space);
+    mfn_t mfn = frame_alloc(0, FRAME_ZEROED, FRAME_VM_STATE, v->space);
     if (!mfn_valid(mfn)) {
         kfree(s);
         return false;

@@ -17,10 +17,10 @@
 #include "x86/cpu.h"
 #include "x86/percpu.h"
 
-static void take_asid(struct svm_vcpu *s, struct svm_cpu *c)
+/* And says that nCR3 may have changed as well. */
+static inline void take_asid(struct svm_vcpu *s, struct vmcb *b, struct svm_cpu *c)
 {
-    struct vmcb_control *ctl = &s->vmcb->c;
-    ctl->tlb_control = SVM_TLB_KEEP;
+    struct vmcb_control *ctl = &b->c;
     if (c->next_asid >= svm_features()->asids) {
         c->next_asid = 1;
         c->asid_generation++;
@@ -28,12 +28,12 @@ static void take_asid(struct svm_vcpu *s, struct svm_cpu *c)
     }
     ctl->asid = c->next_asid++;
     s->asid_generation = c->asid_generation;
-    svm_dirty(s, SVM_CLEAN_ASID);
+    svm_dirty(s, SVM_CLEAN_NP | SVM_CLEAN_ASID);
 }
 
 static inline void prepare_translation(struct vcpu *v, struct svm_vcpu *s, struct vmcb *b, struct svm_cpu *c)
 {
-    uint64_t generation = dmm_space_flush_generation(v->vm->space);
+    uint64_t generation = dmm_space_flush_generation(v->space);
     unsigned cpu = v->pcpu;
     b->c.tlb_control = SVM_TLB_KEEP;
     if (unlikely(s->cpu != cpu || s->asid_generation != c->asid_generation || v->flush_gen_seen != generation)) {
@@ -44,9 +44,8 @@ static inline void prepare_translation(struct vcpu *v, struct svm_vcpu *s, struc
             s->cpu = cpu;
             s->host_vmcb_hpa = c->host_vmcb_hpa;
         }
-        b->c.n_cr3 = dmm_space_root_hpa(v->vm->space);
-        svm_dirty(s, SVM_CLEAN_NP);
-        take_asid(s, c);
+        b->c.n_cr3 = dmm_space_root_hpa(v->space);
+        take_asid(s, b, c);
         v->flush_gen_seen = generation;
     }
 }
@@ -116,6 +115,7 @@ bool svm_exited_fault(struct vcpu *v)
     clgi();
     if (unlikely(!resolved || !vcpu_entry_begin(v))) {
         s->fault_told = true;
+        s->fault_resolved = resolved;
         return false;
     }
     s->clean = SVM_CLEAN_ALL;
@@ -129,7 +129,7 @@ static inline bool fault_resolved(struct vcpu *v, struct svm_vcpu *s, const stru
 {
     if (likely(s->fault_told)) {
         s->fault_told = false;
-        return v->fault_result == DMM_FAULT_RETRY;
+        return s->fault_resolved;
     }
     return vcpu_shortcut_fault(v, gpa_to_gfn(b->c.exit_info2), svm_npf_access(b->c.exit_info1));
 }

@@ -23,7 +23,7 @@ struct svm_vcpu {
     bool nmi_masked;           /* from an injected NMI to the guest's IRET */
     bool iret_seen;            /* the IRET at iret_rip has been let go: masked until RIP is elsewhere */
     bool irq_window;           /* asked for */
-    bool fault_told;           /* svm_exited_fault() has asked DMM about this exit: v->fault_result */
+    bool fault_told, fault_resolved; /* svm_exited_fault() has asked DMM about this exit: if it is not resolved, v->fault_result says why */
     uint64_t iret_rip;
 };
 
@@ -110,8 +110,8 @@ static inline uint8_t svm_next_rip_len(const struct vmcb *b) { return svm_featur
 /* enum dmm_access of a nested fault. */
 static inline unsigned svm_npf_access(uint64_t exit_info1)
 {
-    _Static_assert(SVM_NPF_WRITE == DMM_WRITE && SVM_NPF_EXEC >> 2 == DMM_EXEC && SVM_NPF_WALK >> 30 == DMM_WALK, "bits that are just moved");
-    return DMM_READ | (unsigned)(exit_info1 & SVM_NPF_WRITE) | (unsigned)((exit_info1 & SVM_NPF_EXEC) >> 2 | (exit_info1 & SVM_NPF_WALK) >> 30);
+    _Static_assert(SVM_NPF_WRITE == DMM_WRITE && SVM_NPF_EXEC == DMM_EXEC && SVM_NPF_WALK >> 30 == DMM_WALK, "bits that are just moved");
+    return DMM_READ | (unsigned)(exit_info1 & (SVM_NPF_WRITE | SVM_NPF_EXEC)) | (unsigned)(exit_info1 >> 30 & DMM_WALK);
 }
 
 /* svm/exit.c: the VMCB's exit fields in neutral form. */

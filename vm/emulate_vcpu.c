@@ -31,13 +31,13 @@ static enum emulate_result translate_page(struct vcpu *v, uint64_t gva, unsigned
     default: return EMULATE_UNSUPPORTED; /* the guest's tables are no memory */
     }
     out->gfn = gpa_to_gfn(*gpa);
-    *ram = dmm_gfn_is_ram(v->vm->space, out->gfn);
+    *ram = dmm_gfn_is_ram(v->space, out->gfn);
     if (!*ram)
         return EMULATE_DONE;
     access = access & DMM_WRITE ? DMM_READ | DMM_WRITE : DMM_READ;
-    if (dmm_is_mapped(v->vm->space, out->gfn, access))
+    if (dmm_is_mapped(v->space, out->gfn, access))
         return EMULATE_DONE;
-    switch (dmm_fault(v->vm->space, out->gfn, access)) {
+    switch (dmm_fault(v->space, out->gfn, access)) {
     case DMM_FAULT_RETRY: return EMULATE_DONE;
     case DMM_FAULT_BLOCKED: return EMULATE_BLOCKED;
     case DMM_FAULT_STALLED: return EMULATE_STALLED;
@@ -103,9 +103,9 @@ static enum emulate_result access_guest(struct vcpu *v, uint64_t gva, uint8_t *b
         if (!p[n].ram)
             device_access(v, p[n].gpa, buf, p[n].size, write);
         else if (write)
-            r = of_dmm(dmm_write_guest(v->vm->space, p[n].gpa, buf, p[n].size));
+            r = of_dmm(dmm_write_guest(v->space, p[n].gpa, buf, p[n].size));
         else
-            r = of_dmm(dmm_read_guest(v->vm->space, p[n].gpa, buf, p[n].size));
+            r = of_dmm(dmm_read_guest(v->space, p[n].gpa, buf, p[n].size));
     }
     return r;
 }
@@ -205,7 +205,7 @@ static enum emulate_result fetch(struct vcpu *v, const struct emulate_state *s, 
             return e;
         if (!ram)
             return EMULATE_UNSUPPORTED; /* executing from a device or a hole */
-        e = of_dmm(dmm_read_guest(v->vm->space, gpa, out->bytes + out->byte_count, part));
+        e = of_dmm(dmm_read_guest(v->space, gpa, out->bytes + out->byte_count, part));
         if (e != EMULATE_DONE)
             return e;
         out->byte_count = (uint8_t)(out->byte_count + part);

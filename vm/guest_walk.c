@@ -32,7 +32,7 @@ static struct walk_mode mode_of(struct vcpu *v, uint64_t cr4, uint64_t efer)
 
 static bool read_entry(struct vcpu *v, const struct walk_mode *m, uint64_t gpa, uint64_t *value)
 {
-    if (!dmm_peek_u64(v->vm->space, gpa & ~UINT64_C(7), value))
+    if (!dmm_peek_u64(v->space, gpa & ~UINT64_C(7), value))
         return false;
     if (m->entry_bytes == 4)
         *value = (uint32_t)(*value >> (gpa & 4 ? 32 : 0));
@@ -44,7 +44,7 @@ static bool set_bits(struct vcpu *v, const struct walk_mode *m, struct walk_entr
 {
     if ((e->value & bits) == bits)
         return true;
-    uint8_t *page = dmm_pin(v->vm->space, gpa_to_gfn(e->gpa), true, NULL);
+    uint8_t *page = dmm_pin(v->space, gpa_to_gfn(e->gpa), true, NULL);
     if (!page)
         return true; /* without memory for a copy the entry stays as it is: the CPU will set the bits itself */
     void *at = page + (e->gpa & (PAGE_SIZE - 1));
@@ -54,7 +54,7 @@ static bool set_bits(struct vcpu *v, const struct walk_mode *m, struct walk_entr
     bool done = m->entry_bytes == 8
         ? __atomic_compare_exchange_n((uint64_t *)at, &old64, wanted, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)
         : __atomic_compare_exchange_n((uint32_t *)at, &old32, (uint32_t)wanted, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-    dmm_unpin(v->vm->space, gpa_to_gfn(e->gpa));
+    dmm_unpin(v->space, gpa_to_gfn(e->gpa));
     e->value = wanted;
     return done;
 }

@@ -18,12 +18,12 @@ void vcpu_wait_dmm(struct vcpu *v, enum dmm_fault_result r, gfn_t gfn)
     enum { BOUND_NS = 1000000000 };
     fpu_spill(v);
     if (r == DMM_FAULT_BLOCKED) {
-        dmm_wait(v->vm->space, gfn, BOUND_NS);
+        dmm_wait(v->space, gfn, BOUND_NS);
         return;
     }
     v->state = VCPU_STALLED;
     if (!v->kick_pending)
-        dmm_wait_memory(v->vm->space, BOUND_NS);
+        dmm_wait_memory(v->space, BOUND_NS);
     v->state = VCPU_RUNNABLE;
 }
 
@@ -70,7 +70,7 @@ void nfault_handle(struct vcpu *v)
     case DMM_FAULT_RETRY: return;
     case DMM_FAULT_ZERO_STORE:
         if (!zero_store(v)) {
-            v->fault_result = dmm_fault(v->vm->space, gfn, DMM_READ | DMM_WRITE);
+            v->fault_result = dmm_fault(v->space, gfn, DMM_READ | DMM_WRITE);
             nfault_handle(v);
         }
         return;

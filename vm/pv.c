@@ -60,7 +60,7 @@ void vcpu_set_tsc_offset(struct vcpu *v, uint64_t offset)
 /* Into guest memory, or how the WRMSR that wants it ends otherwise. */
 static enum pv_msr_result write_record(struct vcpu *v, uint64_t gpa, const void *record, size_t size)
 {
-    enum dmm_fault_result r = dmm_write_guest(v->vm->space, gpa, record, size);
+    enum dmm_fault_result r = dmm_write_guest(v->space, gpa, record, size);
     if (r == DMM_FAULT_RETRY)
         return PV_MSR_DONE;
     if (r != DMM_FAULT_BLOCKED && r != DMM_FAULT_STALLED)
@@ -143,7 +143,7 @@ static void unpin_steal(struct vcpu *v)
 {
     if (v->pv.steal) {
         v->pv.steal = NULL;
-        dmm_unpin(v->vm->space, record_gfn(v->pv.steal_msr));
+        dmm_unpin(v->space, record_gfn(v->pv.steal_msr));
     }
 }
 
@@ -158,7 +158,7 @@ static void unpin_eoi(struct vcpu *v)
     if (v->pv.eoi_pinned) {
         v->pv.eoi_pinned = false;
         vm_platform()->irq.set_pv_eoi(v, NULL);
-        dmm_unpin(v->vm->space, record_gfn(v->pv.eoi_msr));
+        dmm_unpin(v->space, record_gfn(v->pv.eoi_msr));
     }
 }
 
@@ -178,7 +178,7 @@ static void use_eoi(struct vcpu *v, void *word)
 static enum pv_msr_result pin_record(struct vcpu *v, uint64_t gpa, void **record)
 {
     enum dmm_fault_result why;
-    uint8_t *page = dmm_pin(v->vm->space, gpa_to_gfn(gpa), true, &why);
+    uint8_t *page = dmm_pin(v->space, gpa_to_gfn(gpa), true, &why);
     if (page) {
         *record = page + gpa % PAGE_SIZE;
         return PV_MSR_DONE;
@@ -234,7 +234,7 @@ bool pv_rdmsr(struct vcpu *v, uint32_t msr, uint64_t *value)
 /* By both its ends: a record is shorter than a page. */
 static bool lies_in_ram(const struct vcpu *v, uint64_t gpa, unsigned size)
 {
-    return dmm_gfn_is_ram(v->vm->space, gpa_to_gfn(gpa)) && dmm_gfn_is_ram(v->vm->space, gpa_to_gfn(gpa + size - 1));
+    return dmm_gfn_is_ram(v->space, gpa_to_gfn(gpa)) && dmm_gfn_is_ram(v->space, gpa_to_gfn(gpa + size - 1));
 }
 
 static enum pv_msr_result write_wall_clock_msr(struct vcpu *v, uint64_t value)

@@ -88,10 +88,8 @@ __attribute__((noinline)) static void interrupt_and_wait(struct vm *vm, bool wai
 void vm_kick_for_flush(void *owner, bool wait)
 {
     struct vm *vm = owner;
-    if (!vm->vcpus) /* still being made */
-        return;
-    for (struct vcpu **v = vm->vcpus, **end = v + vm->vcpu_count; v < end; v++)
-        if (*v && __atomic_load_n(&(*v)->in_guest, __ATOMIC_SEQ_CST)) {
+    for (struct vcpu **v = vm->vcpus, **end = v + vm->vcpus_made; v != end; v++)
+        if (unlikely((*v)->in_guest)) {
             interrupt_and_wait(vm, wait);
             return;
         }

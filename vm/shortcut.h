@@ -48,9 +48,11 @@ static inline bool vcpu_shortcut_fault(struct vcpu *v, gfn_t gfn, unsigned acces
 {
     if (unlikely(vcpu_may_clear_page(v)) && (access & (DMM_WRITE | DMM_WALK)) == DMM_WRITE)
         access |= DMM_MAY_CLEAR;
-    v->fault_result = dmm_fault(v->vm->space, gfn, access);
-    if (unlikely(v->fault_result != DMM_FAULT_RETRY))
+    enum dmm_fault_result r = dmm_fault(v->space, gfn, access);
+    if (unlikely(r != DMM_FAULT_RETRY)) {
+        v->fault_result = r;
         return false;
+    }
     v->stats[VM_EXIT_NESTED_FAULT].count++;
     return true;
 }

@@ -405,6 +405,7 @@ void vm_unmake(struct vm *vm)
 {
     vm->dying = true;
     vm_kick_all(vm);
+    vm->vcpus_made = 0;
     for (unsigned n = 0; vm->vcpus && n < vm->vcpu_count; n++) {
         vcpu_destroy(vm->vcpus[n]);
         vm->vcpus[n] = NULL;
@@ -431,6 +432,7 @@ static bool vcpu_create(struct vm *vm, unsigned id)
         return false;
     vm->vcpus[id] = v;
     v->vm = vm;
+    v->space = vm->space;
     v->id = id;
     v->state = VCPU_OFFLINE;
     waitq_init(&v->wait);
@@ -510,6 +512,7 @@ static enum vm_result build(struct vm *vm, const struct vm *like, struct dmm_ima
     for (unsigned n = 0; n < vm->vcpu_count; n++)
         if (!vcpu_create(vm, n))
             return vm_refuse(why, VM_NO_MEMORY, "no memory for vcpu%u", n);
+    vm->vcpus_made = vm->vcpu_count;
     for (unsigned n = 0; n < vm->vcpu_count; n++)
         if (!vcpu_start_thread(vm->vcpus[n]))
             return vm_refuse(why, VM_NO_MEMORY, "no memory for the stack of vcpu%u", n);

@@ -44,6 +44,7 @@ struct vcpu {
     void *fpu_area;            /* (c) XSAVE image, 64-byte aligned; see vm/fpu.c */
     uint64_t guest_xcr0;       /* (v) */
     struct vm *vm;             /* (c) */
+    struct dmm_space *space;   /* (c) the VM's */
     unsigned id;               /* (c) index and initial APIC id */
     volatile enum vcpu_state state; /* (a) */
     struct waitq wait;         /* woken by vcpu_kick() */
@@ -88,6 +89,7 @@ struct vm {
     struct dmm_space *space;   /* (c) */
     unsigned vcpu_count;       /* (c) */
     struct vcpu **vcpus;       /* (c) */
+    volatile unsigned vcpus_made; /* (a) so many of them there are, from the first on; they can be in the guest */
     struct vdev_bus *bus;      /* (c) */
     void *hvm;                 /* (c) vendor's per-VM state */
     void *platform;            /* (c) vdev/platform.c */

@@ -53,7 +53,7 @@ static bool page_is_zero(struct vcpu *v, const struct emulate_state *s, uint64_t
         !emulate_linear(s, SEG_ES, offset + PAGE_SIZE - 1, 1, true, &last, &ignored) || last != gva + PAGE_SIZE - 1)
         return false;
     return guest_walk(v, gva, DMM_READ | DMM_WRITE, s->cpl == 3, &gpa, &error) == GUEST_WALK_OK &&
-           dmm_is_zero_without_frame(v->vm->space, gpa_to_gfn(gpa));
+           dmm_is_zero_without_frame(v->space, gpa_to_gfn(gpa));
 }
 
 bool zero_store(struct vcpu *v)
@@ -77,7 +77,7 @@ bool zero_store(struct vcpu *v)
         return false;
     v->gpr[GPR_RCX] = r.count; /* 32-bit registers are written with zeros above, as by the CPU */
     v->gpr[GPR_RDI] = r.offset;
-    dmm_zero_stored(v->vm->space, pages, (time_tsc() - begun) / pages);
+    dmm_zero_stored(v->space, pages, (time_tsc() - begun) / pages);
     if (!r.count)
         vcpu_advance_rip(v, r.len);
     return true;

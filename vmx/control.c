@@ -172,9 +172,9 @@ static void write_controls(struct vmx_vcpu *s)
 bool vmx_vcpu_init(struct vcpu *v)
 {
     struct vmx_vcpu *s = kzalloc(sizeof(*s));
-    mfn_t vmcs = frame_alloc(0, FRAME_ZEROED, FRAME_VM_STATE, v->vm->space), apic = INVALID_MFN;
+    mfn_t vmcs = frame_alloc(0, FRAME_ZEROED, FRAME_VM_STATE, v->space), apic = INVALID_MFN;
     if (vmx_features()->tpr_shadow)
-        apic = frame_alloc(0, FRAME_ZEROED, FRAME_VM_STATE, v->vm->space);
+        apic = frame_alloc(0, FRAME_ZEROED, FRAME_VM_STATE, v->space);
     if (!s || !mfn_valid(vmcs) || (vmx_features()->tpr_shadow && !mfn_valid(apic))) {
         if (mfn_valid(vmcs))
             frame_free(vmcs, 0);

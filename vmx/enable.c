@@ -139,9 +139,9 @@ bool vmx_cpu_enable(const char **why)
     }
     /* What an earlier owner of this CPU left under the same tags. */
     if (features.ept_vpid_cap & EPT_CAP_INVEPT_ALL)
-        invept(INVEPT_ALL, 0);
+        invept(INVEPT_ALL, &(struct vmx_invalidation){0});
     if (features.vpid)
-        invvpid(INVVPID_ALL, 0);
+        invvpid(INVVPID_ALL, &(struct vmx_invalidation){0});
     *c = (struct vmx_cpu){.vpid_generation = 1, .next_vpid = 1, .vmxon_region = region};
     this_cpu()->slot[PERCPU_HVM] = c;
     *why = NULL;

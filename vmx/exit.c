@@ -134,7 +134,7 @@ static void decode_violation(struct vm_exit *x, uint64_t q)
 /* The CPU met an entry that no p2m function may ever make: our bug, or a frame of the table overwritten. */
 static void report_misconfiguration(struct vcpu *v, struct vm_exit *x)
 {
-    uint64_t gpa = x->raw_info2 = vmread(VMCS_GUEST_PHYSICAL_ADDRESS), table = dmm_space_root_hpa(v->vm->space);
+    uint64_t gpa = x->raw_info2 = vmread(VMCS_GUEST_PHYSICAL_ADDRESS), table = dmm_space_root_hpa(v->space);
     log_error("vmx: vm%u.vcpu%u: EPT misconfiguration at gpa %#lx: a bug of the hypervisor", v->vm->id, v->id, gpa);
     for (unsigned level = PT_LEVELS; level > 0; level--) {
         uint64_t entry = ((const uint64_t *)mfn_to_hva(hpa_to_mfn(table)))[PT_INDEX(gpa, level)];

@@ -54,13 +54,12 @@ VMX_POINTER_INSN(vmclear, "VMCLEAR")
 #undef VMX_POINTER_INSN
 
 #define VMX_INVALIDATE(name, NAME)                                                                         \
-    static inline void name(uint64_t type, uint64_t operand)                                               \
+    static inline void name(uint64_t type, const struct vmx_invalidation *i)                               \
     {                                                                                                      \
-        struct { uint64_t operand, zero; } descriptor = {operand, 0};                                      \
-        asm goto(#name " %0, %1\n jbe %l[failed]" :: "m"(descriptor), "r"(type) : "cc", "memory" : failed); \
+        asm goto(#name " %0, %1\n jbe %l[failed]" :: "m"(*i), "r"(type) : "cc", "memory" : failed);        \
         return;                                                                                            \
     failed:                                                                                                \
-        vmx_insn_failed(NAME, operand);                                                                    \
+        vmx_insn_failed(NAME, i->what);                                                                    \
     }
 VMX_INVALIDATE(invept, "INVEPT")
 VMX_INVALIDATE(invvpid, "INVVPID")

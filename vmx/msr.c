@@ -155,10 +155,10 @@ bool vmx_load_pdptes(struct vcpu *v)
         return true;
     }
     cr3 = vmread(VMCS_GUEST_CR3) & GENMASK64(31, 5);
-    switch (dmm_read_guest(v->vm->space, cr3, entry, sizeof(entry))) {
+    switch (dmm_read_guest(v->space, cr3, entry, sizeof(entry))) {
     case DMM_FAULT_RETRY: break;
-    case DMM_FAULT_BLOCKED: dmm_wait(v->vm->space, gpa_to_gfn(cr3), 10000000); return false;
-    case DMM_FAULT_STALLED: dmm_wait_memory(v->vm->space, 10000000); return false;
+    case DMM_FAULT_BLOCKED: dmm_wait(v->space, gpa_to_gfn(cr3), 10000000); return false;
+    case DMM_FAULT_STALLED: dmm_wait_memory(v->space, 10000000); return false;
     default: memset(entry, 0, sizeof(entry)); break; /* tables where there is no memory */
     }
     vmx_current(v); /* the read may have waited for memory */

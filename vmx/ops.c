@@ -25,34 +25,54 @@
 /* 27.3.1.4: these are 0 in RFLAGS, and bit 1 is 1 */
 #define RFLAGS_LEGAL UINT64_C(0x3f7fd5)
 
-static uint64_t eptp_of(const struct vcpu *v) { return dmm_space_root_hpa(v->vm->space) | vmx_features()->eptp_bits; }
+__attribute__((noinline)) static void begin_vpids_again(struct vmx_cpu *c)
+{
+    c->next_vpid = 1;
+    c->vpid_generation++;
+    invvpid(INVVPID_ALL, &(struct vmx_invalidation){0});
+}
 
 static void take_vpid(struct vmx_cpu *c)
 {
-    if (unlikely(c->next_vpid == VPID_COUNT)) {
-        c->next_vpid = 1;
-        c->vpid_generation++;
-        invvpid(INVVPID_ALL, 0);
-    }
+    if (unlikely(c->next_vpid == VPID_COUNT))
+        begin_vpids_again(c);
     vmwrite(VMCS_VPID, c->next_vpid++);
+}
+
+/* The table's root is another only after the space was frozen (a fork, a snapshot). */
+static inline void forget_nested(struct vcpu *v, struct vmx_vcpu *s)
+{
+    uint64_t root = dmm_space_root_hpa(v->space);
+    if (unlikely(root != s->ept_root)) {
+        s->ept_root = root;
+        s->eptp.what = root | vmx_features()->eptp_bits;
+        vmwrite(VMCS_EPTP, s->eptp.what);
+    }
+    invept(vmx_features()->invept_type, &s->eptp);
+}
+
+/* Whatever changes CPUs comes by here first: what it left there is of long ago, of both kinds. */
+static inline void forget_linear(struct vcpu *v, struct vmx_vcpu *s, struct vmx_cpu *c)
+{
+    if (!s->vpid_generation) {
+        v->flush_gen_seen = 0;
+        if (c->dr_owner == v)
+            c->dr_owner = NULL;
+    }
+    if (vmx_features()->vpid)
+        take_vpid(c);
+    s->vpid_generation = c->vpid_generation;
+    s->flush_linear = false;
 }
 
 static inline void prepare_translation(struct vcpu *v, struct vmx_vcpu *s, struct vmx_cpu *c)
 {
-    uint64_t generation = dmm_space_flush_generation(v->vm->space);
-    bool arrived = !s->vpid_generation;
-    if (unlikely(arrived || v->flush_gen_seen != generation)) {
-        if (arrived && c->dr_owner == v) /* of long ago */
-            c->dr_owner = NULL;
-        vmwrite(VMCS_EPTP, eptp_of(v));
-        invept(vmx_features()->invept_type, eptp_of(v));
+    uint64_t generation = dmm_space_flush_generation(v->space);
+    if (unlikely(s->flush_linear || s->vpid_generation != c->vpid_generation))
+        forget_linear(v, s, c);
+    if (unlikely(v->flush_gen_seen != generation)) {
+        forget_nested(v, s);
         v->flush_gen_seen = generation;
-    }
-    if (unlikely(s->flush_linear || s->vpid_generation != c->vpid_generation)) {
-        if (vmx_features()->vpid)
-            take_vpid(c);
-        s->vpid_generation = c->vpid_generation;
-        s->flush_linear = false;
     }
 }
 
@@ -120,7 +140,8 @@ bool vmx_exited_cpuid(struct vcpu *v, struct vmx_vcpu *s)
 
 static inline bool ask_dmm(struct vcpu *v, uint64_t q)
 {
-    unsigned access = q & VMX_EPT_EXEC ? DMM_EXEC : q & VMX_EPT_WRITE ? DMM_READ | DMM_WRITE : DMM_READ;
+    _Static_assert(VMX_EPT_WRITE == DMM_WRITE && VMX_EPT_EXEC << 2 == DMM_EXEC, "bits that are just moved");
+    unsigned access = DMM_READ | (unsigned)(q & VMX_EPT_WRITE) | (unsigned)(q & VMX_EPT_EXEC) << 2;
     if ((q & (VMX_EPT_LINEAR_VALID | VMX_EPT_FINAL)) == VMX_EPT_LINEAR_VALID)
         access |= DMM_WALK;
     return vcpu_shortcut_fault(v, gpa_to_gfn(vmread(VMCS_GUEST_PHYSICAL_ADDRESS)), access);
@@ -140,6 +161,7 @@ bool vmx_exited_fault(struct vcpu *v, struct vmx_vcpu *s)
     cli();
     if (unlikely(!resolved || !vcpu_entry_begin(v))) {
         s->fault_told = true;
+        s->fault_resolved = resolved;
         return false;
     }
     prepare_translation(v, s, vmx_this_cpu());
@@ -151,7 +173,7 @@ static inline bool fault_resolved(struct vcpu *v, struct vmx_vcpu *s)
 {
     if (likely(s->fault_told)) {
         s->fault_told = false;
-        return v->fault_result == DMM_FAULT_RETRY;
+        return s->fault_resolved;
     }
     return ask_dmm(v, vmread(VMCS_EXIT_QUALIFICATION));
 }

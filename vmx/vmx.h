@@ -32,12 +32,14 @@ struct vmx_vcpu {
     bool launched;
     bool flush_linear;         /* paging mode or CR3 changed under the guest: its translations are stale */
     bool pdptes_stale;
-    bool fault_told;           /* vmx_exited_fault() has asked DMM about this exit: v->fault_result */
+    bool fault_told, fault_resolved; /* vmx_exited_fault() has asked DMM about this exit: if it is not resolved, v->fault_result says why */
     uint8_t event_len;
     uint32_t event, event_error; /* for the next entry: ENTRY_INTERRUPTION, ENTRY_ERROR_CODE */
     uint32_t proc_controls, entry_controls, timer;
     uint32_t reason;           /* of the last exit */
     uint64_t vpid_generation;  /* of the CPU `cpu` */
+    uint64_t ept_root;         /* as the VMCS has it, and what it is made of there */
+    struct vmx_invalidation eptp;
     uint64_t rip, rsp, rflags; /* as the VMCS has them */
     uint64_t cr2, dr6;         /* in no VMCS */
     uint64_t cr0, cr4;         /* the guest's view of the bits that are ours (CR0_SHADOW, CR4_SHADOW) */

@@ -67,7 +67,7 @@ mfn_t hva_to_mfn(const void *hva);
 
 /* DMM_WALK and DMM_MAY_CLEAR go with the others: the CPU's walk of the guest's page tables did it, so the page is one of them; the guest's
  * registers are such that its instruction may be one that clears whole pages, and the caller knows DMM_FAULT_ZERO_STORE. */
-enum dmm_access { DMM_READ = 1, DMM_WRITE = 2, DMM_EXEC = 4, DMM_WALK = 8, DMM_MAY_CLEAR = 16 };
+enum dmm_access { DMM_READ = 1, DMM_WRITE = 2, DMM_MAY_CLEAR = 4, DMM_WALK = 8, DMM_EXEC = 16 };
 
 enum dmm_fault_result {
     DMM_FAULT_RETRY,    /* the page is usable for this access now: run the instruction again */
@@ -114,9 +114,20 @@ void dmm_space_clear(struct dmm_space *s);
 void dmm_space_destroy(struct dmm_space *s);
 /* Declares [first, first+pages) as RAM (EMPTY). Everything else is HOLE. Before the first fault. */
 bool dmm_space_add_ram(struct dmm_space *s, gfn_t first, uint64_t pages);
-/* Root of the nested table, for nCR3/EPTP, and the generation that the vendor code compares before each entry. */
-uint64_t dmm_space_root_hpa(const struct dmm_space *s);
-uint64_t dmm_space_flush_generation(const struct dmm_space *s);
+/*
+ * What a back end looks at before each entry; every space begins with one. The generation moves after something that CPUs may have cached has changed,
+ * the root included: it is read first, after the vCPU counts as in the guest, and what is cached is forgotten if it is not the one of the last entry.
+ */
+struct dmm_translation {
+    uint64_t generation;
+    uint64_t root_hpa;  /* for nCR3/EPTP */
+};
+static inline const struct dmm_translation *dmm_space_translation(const struct dmm_space *s) { return (const struct dmm_translation *)s; }
+static inline uint64_t dmm_space_flush_generation(const struct dmm_space *s)
+{
+    return __atomic_load_n(&dmm_space_translation(s)->generation, __ATOMIC_SEQ_CST);
+}
+static inline uint64_t dmm_space_root_hpa(const struct dmm_space *s) { return dmm_space_translation(s)->root_hpa; }
 bool dmm_gfn_is_ram(const struct dmm_space *s, gfn_t gfn);
 
 /* The nested fault. `access` is a mask of enum dmm_access; write implies read. */

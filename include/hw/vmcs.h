@@ -124,6 +124,9 @@ VMCS_FIELDS(F)
 #define INVEPT_SINGLE 1u
 #define INVEPT_ALL 2u
 #define INVVPID_ALL 2u
+/* What both look at in memory: for INVEPT an EPTP, for INVVPID a VPID; their types for all look at neither. */
+struct vmx_invalidation { uint64_t what, address; };
+_Static_assert(sizeof(struct vmx_invalidation) == 16, "SDM 3, 31.3");
 
 #define EPTP_WALK_4 (UINT64_C(3) << 3)
 #define EPTP_AD BIT64(6)

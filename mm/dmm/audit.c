@@ -321,7 +321,7 @@ static uint64_t count_tables(const struct dmm_space *s, mfn_t table, unsigned le
 
 static void check_space(struct audit *a, const struct dmm_space *s)
 {
-    struct tally t = { .tables = count_tables(s, s->root, 4) };
+    struct tally t = { .tables = count_tables(s, space_root(s), 4) };
     for (uint64_t n = 0; n < s->region_count; n += CHUNK_REGIONS)
         check_chunk(a, s, n, &t);
     equal(a, t.taken, s->taken_sum, s->name, "what its regions say heirs have taken", "its sum");

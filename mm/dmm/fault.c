@@ -274,10 +274,9 @@ __attribute__((noinline)) static bool break_in_place(struct dmm_space *s, struct
 
 /* Everything but the first touch. Region locked; it is let go. The commonest, where pages are shared, is a write to one. */
 static inline __attribute__((always_inline)) struct outcome level1_fault(struct frame_cpu *c, struct dmm_space *s, struct region *r,
-                                                                         p2m_entry_t *slot, gfn_t gfn, unsigned access)
+                                                                         p2m_entry_t *slot, p2m_entry_t e, gfn_t gfn, unsigned access)
 {
-    p2m_entry_t e = p2m_read(slot);
-    if (unlikely(!(access & DMM_WRITE) || p2m_type_of(s->format, e) != P2M_SHARED_RO))
+    if (unlikely(!(access & DMM_WRITE) || (e & s->type_mask) != s->shared_ro))
         return rare_fault(s, r, gfn, access);
     mfn_t m = p2m_mfn_of(e);
     /* Two users are two, even if the other is just leaving: that needs no lock. One may become two while we look. */
@@ -295,7 +294,10 @@ static inline __attribute__((always_inline)) struct outcome level1_fault(struct 
 
 static struct outcome other_fault(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access)
 {
-    return r->l1 ? level1_fault(frame_cpu(), s, r, &r->l1[gfn.v % LARGE_PAGES], gfn, access) : rare_fault(s, r, gfn, access);
+    if (!r->l1)
+        return rare_fault(s, r, gfn, access);
+    p2m_entry_t *slot = &r->l1[gfn.v % LARGE_PAGES];
+    return level1_fault(frame_cpu(), s, r, slot, p2m_read(slot), gfn, access);
 }
 
 /* No vCPU has been near this gfn yet. */
@@ -320,14 +322,14 @@ enum dmm_fault_result dmm_fault(struct dmm_space *s, gfn_t gfn, unsigned access)
         o = untouched(s, gfn, access);
     } else {
         spin_lock_here(&r->lock);
-        p2m_entry_t *l1 = r->l1;
+        p2m_entry_t *l1 = r->l1, e;
         if (unlikely(!l1)) {
             o = rare_fault(s, r, gfn, access);
-        } else if (likely(p2m_read(&l1[gfn.v % LARGE_PAGES]) == s->empty)) {
+        } else if (likely((e = p2m_read(&l1[gfn.v % LARGE_PAGES])) == s->empty)) {
             o = first_touch(c, s, r, gfn.v, access);
             spin_unlock_here(&r->lock);
         } else {
-            o = level1_fault(c, s, r, &l1[gfn.v % LARGE_PAGES], gfn, access);
+            o = level1_fault(c, s, r, &l1[gfn.v % LARGE_PAGES], e, gfn, access);
         }
     }
     dmm_leave_first(c);

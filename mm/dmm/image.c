@@ -363,7 +363,7 @@ static void move_to_image(struct dmm_space *s, struct dmm_space *image, mfn_t ro
     s->frames[FRAME_P2M] = 1; /* the new root, which has been counted as one of the old ones */
     image->frames[FRAME_P2M]--;
     s->large_pages = 0;
-    s->root = root;
+    s->translation.root_hpa = mfn_to_hpa(root);
     s->chunks = chunks;
     s->last_gfn = UINT64_MAX - 1;
 }
@@ -387,7 +387,7 @@ static enum dmm_freeze_result freeze(struct dmm_space *s, struct dmm_space **out
     move_to_image(s, image, root, chunks);
     join_heirs(s, image);
     pool_owe(s, alone);
-    __atomic_fetch_add(&s->flush_generation, 1, __ATOMIC_SEQ_CST);
+    __atomic_fetch_add(&s->translation.generation, 1, __ATOMIC_SEQ_CST);
     dmm_flush_wait(s);
     *out = image;
     return DMM_FREEZE_OK;

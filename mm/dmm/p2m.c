@@ -55,7 +55,7 @@ static p2m_entry_t *table_alloc(struct dmm_space *s, unsigned flags, p2m_entry_t
 
 p2m_entry_t *p2m_build_level2(struct dmm_space *s, gfn_t gfn)
 {
-    p2m_entry_t *table = mfn_to_hva(s->root);
+    p2m_entry_t *table = mfn_to_hva(space_root(s));
     for (unsigned level = 4; level > 2; level--) {
         p2m_entry_t *slot = &table[gfn.v >> (9 * (level - 1)) & (LARGE_PAGES - 1)];
         if (s->format->type_of(p2m_read(slot), level) == P2M_HOLE) {

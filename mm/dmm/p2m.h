@@ -93,24 +93,27 @@ static inline void p2m_count(struct dmm_space *s, unsigned level, enum p2m_type 
  * final A and D bits. A P2M_CHANGE_REMOVES bumps the flush generation; the caller then calls dmm_flush_wait(), after
  * letting go of the lock and before it gives the frame away.
  */
-static inline __attribute__((always_inline)) p2m_entry_t p2m_transition_from( /* which has been read: `old` */
+static inline __attribute__((always_inline)) p2m_entry_t p2m_transition_from( /* which has been read, and found of from_type: `old` */
     struct dmm_space *s, p2m_entry_t *slot, unsigned level, enum p2m_type from_type, enum p2m_type to_type, p2m_entry_t old, p2m_entry_t to)
 {
     const enum p2m_change change = p2m_change_of(from_type, to_type, level);
-    if (unlikely(change == P2M_CHANGE_ILLEGAL || !p2m_is(s, old, from_type)))
+    if (unlikely(change == P2M_CHANGE_ILLEGAL || (HV_DEBUG && !p2m_is(s, old, from_type))))
         p2m_refuse(s, slot, level, from_type, to_type);
     if (unlikely(!__atomic_compare_exchange_n(slot, &old, to, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED)))
         old = p2m_exchange(s, slot, level, from_type, to_type, to);
     p2m_count(s, level, from_type, to_type);
     if (change == P2M_CHANGE_REMOVES || (change == P2M_CHANGE_BY_FRAME && p2m_mfn_of(old ^ to).v))
-        __atomic_fetch_add(&s->flush_generation, 1, __ATOMIC_SEQ_CST);
+        __atomic_fetch_add(&s->translation.generation, 1, __ATOMIC_SEQ_CST);
     return old;
 }
 
 static inline __attribute__((always_inline)) p2m_entry_t p2m_transition(
     struct dmm_space *s, p2m_entry_t *slot, unsigned level, enum p2m_type from_type, enum p2m_type to_type, p2m_entry_t to)
 {
-    return p2m_transition_from(s, slot, level, from_type, to_type, from_type == P2M_EMPTY ? s->empty : p2m_read(slot), to);
+    p2m_entry_t old = from_type == P2M_EMPTY ? s->empty : p2m_read(slot);
+    if (unlikely(!p2m_is(s, old, from_type)))
+        p2m_refuse(s, slot, level, from_type, to_type);
+    return p2m_transition_from(s, slot, level, from_type, to_type, old, to);
 }
 
 /* Upper levels down to the level-2 entry of `gfn`; NULL: out of frames. Before the space is in use. */

@@ -59,7 +59,7 @@ unsigned dmm_scan_age(struct dmm_space *s, gfn_t gfn)
                 for (unsigned n = 0; n < LINE_ENTRIES; n++)
                     aged += age_entry(s, &line[n], 1, dirty, accessed);
     if (aged)
-        __atomic_fetch_add(&s->flush_generation, 1, __ATOMIC_SEQ_CST);
+        __atomic_fetch_add(&s->translation.generation, 1, __ATOMIC_SEQ_CST);
     spin_unlock(&r->lock);
     dmm_leave(outermost);
     return aged;

@@ -46,8 +46,7 @@ static inline __attribute__((always_inline)) bool share_copy_out(struct frame_cp
     copy_page(frame_page(copy), frame_page(m));
     p2m_transition_from(s, slot, 1, type, P2M_RW, e, s->rw_4k + mfn_to_hpa(copy));
     pool_settle(s, 1);
-    if (likely(r->breaks < UINT8_MAX))
-        r->breaks++;
+    r->breaks += r->breaks < UINT8_MAX;
     __atomic_fetch_add(&s->breaks, 1, __ATOMIC_RELAXED);
     return true;
 }

@@ -43,6 +43,8 @@ enum dmm_create_result dmm_space_create(const struct dmm_space_config *cfg, stru
     s->format = cfg->format;
     s->empty = cfg->format->make_nonpresent(P2M_EMPTY, 0);
     s->rw_4k = cfg->format->make_leaf(P2M_RW, mfn_of(0), 1);
+    s->type_mask = UINT64_C(15) << cfg->format->type_shift;
+    s->shared_ro = (p2m_entry_t)P2M_SHARED_RO << cfg->format->type_shift;
     s->heap_bytes = sizeof(*s);
     s->vm_id = cfg->vm_id;
     s->pages = cfg->pages;
@@ -51,7 +53,7 @@ enum dmm_create_result dmm_space_create(const struct dmm_space_config *cfg, stru
     s->weight = cfg->weight;
     s->kick = cfg->ops && cfg->ops->kick ? cfg->ops->kick : space_kick_nobody;
     s->owner = cfg->owner;
-    s->flush_generation = 1; /* a vCPU that has flushed for nothing yet says 0 */
+    s->translation.generation = 1; /* a vCPU that has flushed for nothing yet says 0 */
     s->last_gfn = UINT64_MAX - 1;
     str_copy(s->name, sizeof(s->name), cfg->name);
     waitq_init(&s->moving);
@@ -67,14 +69,15 @@ enum dmm_create_result dmm_space_create(const struct dmm_space_config *cfg, stru
         return DMM_CREATE_OVERCOMMITTED_MIN;
     }
     bool outermost = dmm_enter(); /* an audit must not meet a listed space without a root */
-    s->root = INVALID_MFN;
+    mfn_t root = INVALID_MFN;
     if (pool_list_add(s)) {
-        s->root = frame_alloc(0, FRAME_ZEROED, FRAME_P2M, s);
-        if (!mfn_valid(s->root))
+        root = frame_alloc(0, FRAME_ZEROED, FRAME_P2M, s);
+        s->translation.root_hpa = mfn_to_hpa(root);
+        if (!mfn_valid(root))
             pool_list_remove(s);
     }
     dmm_leave(outermost);
-    if (!mfn_valid(s->root)) {
+    if (!mfn_valid(root)) {
         pool_dismiss(s);
         kfree(s);
         return DMM_CREATE_NO_MEMORY;
@@ -185,13 +188,8 @@ struct region *region_build(struct dmm_space *s, gfn_t gfn)
 }
 
 uint64_t dmm_space_end_gfn(const struct dmm_space *s) { return s->region_count * LARGE_PAGES; }
-uint64_t dmm_space_root_hpa(const struct dmm_space *s) { return mfn_to_hpa(s->root); }
 const char *dmm_space_name(const struct dmm_space *s) { return s->name; }
 uint32_t dmm_space_vm_id(const struct dmm_space *s) { return s->vm_id; }
-uint64_t dmm_space_flush_generation(const struct dmm_space *s)
-{
-    return __atomic_load_n(&s->flush_generation, __ATOMIC_SEQ_CST);
-}
 
 /* ---- destroying ----------------------------------------------------------------------------------------------- */
 
@@ -282,13 +280,13 @@ static void drop_detached(struct dmm_space *s, uint64_t n, struct region *r)
 static void make_empty(struct dmm_space *s)
 {
     each_region(s, detach);
-    __atomic_fetch_add(&s->flush_generation, 1, __ATOMIC_SEQ_CST); /* for the upper tables, whatever they lead to */
+    __atomic_fetch_add(&s->translation.generation, 1, __ATOMIC_SEQ_CST); /* for the upper tables, whatever they lead to */
     dmm_flush_wait(s);
     if (s->base)
         image_depart(s);
     each_region(s, drop_detached);
-    free_tables_below(s, s->root, 4);
-    memset(mfn_to_hva(s->root), 0, PAGE_SIZE);
+    free_tables_below(s, space_root(s), 4);
+    memset(mfn_to_hva(space_root(s)), 0, PAGE_SIZE);
     for (uint64_t k = 0; k * CHUNK_REGIONS < s->region_count; k++)
         if (s->chunks[k]) {
             frame_free(hva_to_mfn(s->chunks[k]), 0);
@@ -312,7 +310,7 @@ void space_destroy(struct dmm_space *s)
 {
     bool outermost = dmm_enter();
     make_empty(s);
-    frame_free(s->root, 0);
+    frame_free(space_root(s), 0);
     for (unsigned t = 0; t < FRAME_TYPE_COUNT; t++)
         if (s->frames[t])
             panic("vm%u (%s): %lu %s frames are still owned at its end", s->vm_id, s->name, (unsigned long)s->frames[t],

@@ -47,9 +47,12 @@ enum pool_want {
 struct ram_range { uint64_t first, end; };
 
 struct dmm_space {
+    struct dmm_translation translation; /* first: dmm_space_translation(). Its generation is atomic, its root changes when the space is frozen */
+
     /* constant after creation */
-    const struct p2m_format *format;
+    const struct p2m_format *format __attribute__((aligned(64)));
     p2m_entry_t empty, rw_4k; /* make_nonpresent(P2M_EMPTY, 0); make_leaf(P2M_RW, 0, 1), to which a frame is just added */
+    p2m_entry_t type_mask, shared_ro; /* the type's bits, and what they are in a SHARED_RO entry */
     struct region **chunks;   /* of CHUNK_REGIONS each; NULL: untouched, hence EMPTY, or as the image has it, or no RAM */
     uint64_t region_count, heap_bytes;
     struct ram_range ram[DMM_RAM_RANGES];
@@ -59,12 +62,10 @@ struct dmm_space {
     uint64_t pages, min_pages, max_pages, weight;
     void (*kick)(void *owner, bool wait); /* of dmm_space_ops; of a space without any: nothing */
     void *owner;
-    mfn_t root;
     char name[DMM_NAME_MAX];
 
     /* atomic */
-    uint64_t flush_generation __attribute__((aligned(64)));
-    uint64_t charged;         /* pages that have a frame, alone or shared, those being faulted in included */
+    uint64_t charged __attribute__((aligned(64))); /* pages that have a frame, alone or shared, those being faulted in included */
     uint64_t frames[FRAME_TYPE_COUNT];  /* by type, owned by this space */
     uint64_t entries[P2M_TYPE_COUNT];   /* pages by state; EMPTY and HOLE are not counted, they are the rest */
     uint64_t large_pages, pinned_pages, ram_pages;
@@ -106,6 +107,9 @@ struct dmm_space {
     struct dmm_hist hist[DMM_CAUSE_COUNT]; /* last: images have none */
 };
 #define IMAGE_BYTES offsetof(struct dmm_space, hist)
+
+_Static_assert(!offsetof(struct dmm_space, translation), "dmm_space_translation()");
+static inline mfn_t space_root(const struct dmm_space *s) { return hpa_to_mfn(s->translation.root_hpa); }
 
 /* The place for it, RAM or not; NULL: no chunk. */
 static inline struct region *region_place(const struct dmm_space *s, gfn_t gfn)

@@ -25,12 +25,12 @@ static struct vmcb vmcb;
 static struct vm vm;
 static struct vcpu xv = {.hvm = &xs, .vm = &vm}, av = {.hvm = &as, .vm = &vm};
 static uint64_t ept_tables[4][512] __attribute__((aligned(4096)));
+static struct dmm_translation translation;
 static unsigned errors_logged, nmi_windows_off;
 
 void vmx_fetch(struct vcpu *v) { (void)v; }
 void vmx_request_nmi_window(struct vcpu *v, bool on) { (void)v; nmi_windows_off += !on; }
 void log_write(enum log_level level, const char *fmt, ...) { (void)fmt; errors_logged += level == LOG_ERROR; }
-uint64_t dmm_space_root_hpa(const struct dmm_space *s) { (void)s; return (uintptr_t)ept_tables[3]; }
 void *mfn_to_hva(mfn_t mfn) { return (void *)(uintptr_t)mfn_to_hpa(mfn); }
 const char *p2m_type_name(enum p2m_type t) { (void)t; return "type"; }
 
@@ -69,6 +69,8 @@ static int set_up(void **state)
     host_percpu.slot[PERCPU_HVM] = &cpu;
     cpu.current = &xs;
     as.vmcb = &vmcb;
+    translation.root_hpa = (uintptr_t)ept_tables[3];
+    xv.space = av.space = (struct dmm_space *)&translation; /* begins with one */
     return 0;
 }
 

@@ -1,9 +1,9 @@
-# The tiny guests: build/guests/NAME.elf (ELF32) and, for hello, hello64.elf (ELF64), hello.bin (address fields in the header), hello-pvh.elf.
+# The tiny guests: build/guests/NAME.elf (ELF32) and, for hello, hello64.elf (ELF64), hello.bin (address fields in the header), hello-pvh.elf, hello.bzimage.
 
 TINY       := $(filter-out tiny,$(notdir $(basename $(wildcard guests/tiny/*.c))))
 TINY_FLAGS := -std=gnu17 -Iguests/tiny -Os -ffreestanding -nostdlib -fno-pic -fno-pie -mcmodel=small -mno-red-zone -mgeneral-regs-only \
               -fno-stack-protector -fno-asynchronous-unwind-tables -fcf-protection=none -ffunction-sections -Wall -Wextra -Werror
-TINY_OUT   := $(TINY:%=build/guests/%.elf) build/guests/hello64.elf build/guests/hello.bin build/guests/hello-pvh.elf
+TINY_OUT   := $(TINY:%=build/guests/%.elf) build/guests/hello64.elf build/guests/hello.bin build/guests/hello-pvh.elf build/guests/hello.bzimage
 
 build/guests/obj/%.o: guests/tiny/%.c guests/tiny/tiny.h $(wildcard guests/tiny/*/*.h) guests/rules.mk
 	$(call say,CC,$<)
@@ -24,6 +24,11 @@ build/guests/obj/start-pvh.o: guests/tiny/start.asm guests/rules.mk
 	$(call say,NASM,$< (pvh))
 	@mkdir -p $(@D)
 	$(Q)$(NASM) -f elf64 -Werror -DPVH -o $@ $<
+
+build/guests/obj/start-bzimage.o: guests/tiny/start.asm guests/rules.mk
+	$(call say,NASM,$< (bzimage))
+	@mkdir -p $(@D)
+	$(Q)$(NASM) -f elf64 -Werror -DBZIMAGE -o $@ $<
 
 TINY_LINK = $(LD) -nostdlib -static -z noexecstack -z max-page-size=4096 --no-warn-rwx-segments --build-id=none -s -T $(filter %.ld,$^)
 
@@ -49,6 +54,10 @@ build/guests/hello.bin: build/guests/obj/start-flat.o build/guests/obj/tiny.o bu
 build/guests/hello-pvh.elf: build/guests/obj/start-pvh.o build/guests/obj/tiny.o build/guests/obj/hello.o guests/tiny/pvh.ld
 	$(call say,LD,$@)
 	$(Q)$(TINY_LINK) -o $@ $(filter %.o,$^)
+
+build/guests/hello.bzimage: build/guests/obj/start-bzimage.o build/guests/obj/tiny.o build/guests/obj/hello.o guests/tiny/bzimage.ld
+	$(call say,LD,$@)
+	$(Q)$(TINY_LINK) --oformat binary -o $@ $(filter %.o,$^)
 
 tiny-guests: $(TINY_OUT)
 .PHONY: tiny-guests

@@ -272,8 +272,9 @@ static void build_linux(struct loader *l, struct load_entry *e)
     }
     zp[ZP_E820_ENTRIES] = (uint8_t)l->e820_count;
     memcpy(zp + ZP_E820_TABLE, l->e820, l->e820_count * sizeof l->e820[0]);
-    set_segments(l, e, ATTR_CODE64);
-    set_long_mode(l, e);
+    set_segments(l, e, l->plan.long_mode ? ATTR_CODE64 : ATTR_CODE32);
+    if (l->plan.long_mode)
+        set_long_mode(l, e);
     e->gpr[GPR_RSI] = gpa;
 }
 

@@ -1,5 +1,5 @@
 /*
- * Guest image loaders: bzImage (64-bit Linux boot protocol), PVH ELF, multiboot 1. In two halves: pure parsers turn the
+ * Guest image loaders: bzImage (Linux's 64-bit and 32-bit boot protocols), PVH ELF, multiboot 1. In two halves: pure parsers turn the
  * untrusted file into a load plan (or a reason for refusing it), and load.c carries the plan out, mapping whole pages
  * straight from the boot file where file offset and gpa agree modulo 4 KiB, so that a second VM from the same file
  * costs no frames.
@@ -59,6 +59,7 @@ struct load_plan {
     uint32_t cmdline_max;       /* bytes without the NUL */
     bool wants_video;           /* multiboot: asked for a mode, which it does not get */
     uint64_t setup_end;         /* bzImage: end of the setup header in the file */
+    bool long_mode;             /* bzImage: the entry is the 64-bit one */
 };
 
 enum load_format load_probe(const struct load_image *img);

@@ -1,16 +1,20 @@
 /*
- * Linux bzImage by the 64-bit boot protocol (Documentation/arch/x86/boot.rst of the kernel): the protected-mode part
- * goes to its preferred address and is entered 0x200 bytes in. Below that address a relocatable kernel would move
- * itself up to it anyway, so there is no point in loading it anywhere else: either [pref_address, +init_size) is RAM or
- * the VM is too small.
+ * Linux bzImage by the 64-bit boot protocol (Documentation/arch/x86/boot.rst of the kernel) or, if it has no 64-bit entry,
+ * by the 32-bit one: the protected-mode part goes to its preferred address and is entered 0x200 bytes in, or at its first
+ * byte. Below that address a relocatable kernel would move itself up to it anyway, so there is no point in loading it
+ * anywhere else: either [pref_address, +init_size) is RAM or the VM is too small.
+ *
+ * Real-mode code in the file is never run: there is no BIOS that it could ask. Other programs come in this format as well, boot
+ * loaders whose real-mode part does the work; they are old in it, or leave the 32-bit entry empty, and are refused.
  */
 #include "vm/load_parse.h"
 
 enum { /* offsets in the file, and the same in the zero page */
-    SETUP_SECTS = 0x1f1, SYSSIZE = 0x1f4, JUMP_LEN = 0x201, VERSION = 0x206, LOADFLAGS = 0x211, INITRD_ADDR_MAX = 0x22c,
+    SETUP_SECTS = 0x1f1, SYSSIZE = 0x1f4, JUMP_LEN = 0x201, VERSION = 0x206, LOADFLAGS = 0x211, CODE32_START = 0x214, INITRD_ADDR_MAX = 0x22c,
     KERNEL_ALIGNMENT = 0x230, XLOADFLAGS = 0x236, CMDLINE_SIZE = 0x238, PREF_ADDRESS = 0x258, INIT_SIZE = 0x260, HEADER_MIN_END = 0x264,
     HEADER_MAX_END = 0x290, /* boot_params.edd_mbr_sig_buffer follows */
 };
+enum { VERSION_INIT_SIZE = 0x20a /* says how much memory */, VERSION_XLOADFLAGS = 0x20c, XLF_KERNEL_64 = 1, ENTRY_64 = 0x200 };
 
 enum load_result load_plan_bzimage(const struct load_image *img, uint64_t low_ram, struct load_plan *plan, char *why)
 {
@@ -19,20 +23,20 @@ enum load_result load_plan_bzimage(const struct load_image *img, uint64_t low_ra
     if (img->size < HEADER_MIN_END)
         return load_refuse(why, img, f, "setup header: the file has only %llu bytes", (unsigned long long)img->size);
     unsigned version = (unsigned)load_number(img, VERSION, 2);
-    if (version < 0x20c)
-        return load_refuse(why, img, f, "version: boot protocol %u.%u has no 64-bit entry (needs 2.12)", version >> 8, version & 0xff);
+    if (version < VERSION_INIT_SIZE)
+        return load_refuse(why, img, f, "version: boot protocol %u.%u is too old, 2.10 is needed (Linux 2.6.31)", version >> 8, version & 0xff);
     if (!(load_number(img, LOADFLAGS, 1) & 1))
         return load_refuse(why, img, f, "loadflags 0x%x: a zImage, loaded low, is not supported", img->bytes[LOADFLAGS]);
-    if (!(load_number(img, XLOADFLAGS, 2) & 1))
-        return load_refuse(why, img, f, "xloadflags 0x%x: no 64-bit entry point (a 32-bit kernel?)",
-            (unsigned)load_number(img, XLOADFLAGS, 2));
+    plan->long_mode = version >= VERSION_XLOADFLAGS && (load_number(img, XLOADFLAGS, 2) & XLF_KERNEL_64);
+    if (!plan->long_mode && load_number(img, CODE32_START, 4) == 0)
+        return load_refuse(why, img, f, "code32_start: neither a 64-bit nor a 32-bit entry point, and there is no BIOS for the real-mode one");
     plan->setup_end = 0x202 + load_number(img, JUMP_LEN, 1);
     if (plan->setup_end < HEADER_MIN_END || plan->setup_end > HEADER_MAX_END || plan->setup_end > img->size)
         return load_refuse(why, img, f, "jump: setup header ends at 0x%llx", (unsigned long long)plan->setup_end);
 
     unsigned sects = img->bytes[SETUP_SECTS] ? img->bytes[SETUP_SECTS] : 4;
     uint64_t payload = (uint64_t)(sects + 1) * 512;
-    if (payload + 0x200 >= img->size)
+    if (payload + ENTRY_64 >= img->size)
         return load_refuse(why, img, f, "setup_sects 0x%x runs past the end of the file (%llu bytes)", sects, (unsigned long long)img->size);
     uint64_t size = img->size - payload, syssize = load_number(img, SYSSIZE, 4) * 16;
     if (syssize > ALIGN_UP(size, 16))
@@ -54,7 +58,7 @@ enum load_result load_plan_bzimage(const struct load_image *img, uint64_t low_ra
             (unsigned long long)(low_ram >> 20));
         return LOAD_DOES_NOT_FIT;
     }
-    plan->entry = pref + 0x200;
+    plan->entry = pref + (plan->long_mode ? ENTRY_64 : 0);
     plan->initrd_max = load_number(img, INITRD_ADDR_MAX, 4) + 1;
     plan->cmdline_max = (uint32_t)load_number(img, CMDLINE_SIZE, 4);
     struct load_segment s = {payload, size, pref, init};

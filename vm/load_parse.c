@@ -160,6 +160,20 @@ enum load_format load_probe(const struct load_image *img)
     return LOAD_FORMAT_UNKNOWN;
 }
 
+/* What a file that is nothing we load seems to be, in brackets: the usual mistakes have a usual remedy. */
+static const char *looks_like(const struct load_image *img)
+{
+    static const struct { unsigned bytes; uint32_t magic; const char *text; } known[] = {
+        {2, 0x8b1f, " (it is compressed by gzip: unpack it)"}, {4, 0x587a37fd, " (it is compressed by xz: unpack it)"},
+        {4, 0xfd2fb528, " (it is compressed by zstd: unpack it)"}, {4, 0x464c457f, " (it is an ELF file)"}, {2, 0x5a4d, " (it is an EFI program)"},
+    };
+    uint64_t magic;
+    for (size_t n = 0; n < ARRAY_SIZE(known); n++)
+        if (load_get(img, 0, known[n].bytes, &magic) && magic == known[n].magic)
+            return known[n].text;
+    return "";
+}
+
 enum load_result load_plan(const struct load_image *img, uint64_t low_ram, struct load_plan *plan, char *why)
 {
     *plan = (struct load_plan){.format = load_probe(img)};
@@ -172,6 +186,5 @@ enum load_result load_plan(const struct load_image *img, uint64_t low_ram, struc
     struct load_elf elf;
     if (load_is_elf(img) && load_decode_elf(img, LOAD_FORMAT_UNKNOWN, &elf, why) != LOAD_OK)
         return LOAD_BAD_IMAGE;
-    return load_refuse(why, img, LOAD_FORMAT_UNKNOWN, "neither a bzImage, nor an ELF file with a PVH note, nor a multiboot 1 kernel%s",
-        load_is_elf(img) ? " (it is an ELF file)" : "");
+    return load_refuse(why, img, LOAD_FORMAT_UNKNOWN, "neither a bzImage, nor an ELF file with a PVH note, nor a multiboot 1 kernel%s", looks_like(img));
 }

@@ -197,6 +197,12 @@ static enum msr_result read_vm_cr(struct vcpu *v, uint32_t msr, uint64_t *value)
     return MSR_DONE;
 }
 
+static enum msr_result write_zero(struct vcpu *v, uint32_t msr, uint64_t value)
+{
+    (void)v, (void)msr;
+    return value ? MSR_GP : MSR_DONE;
+}
+
 static enum msr_result write_ignored(struct vcpu *v, uint32_t msr, uint64_t value)
 {
     (void)v, (void)msr, (void)value;
@@ -211,6 +217,8 @@ static const struct msr_range table[] = { /* ascending */
     {MSR_MTRRCAP, MSR_MTRRCAP, read_mtrrcap, NULL},
     {MSR_SYSENTER_CS, MSR_SYSENTER_CS, read_reg, write_plain},
     {MSR_SYSENTER_ESP, MSR_SYSENTER_EIP, read_reg, write_address},
+    {MSR_MCG_CAP, MSR_MCG_CAP, read_zero, NULL},    /* no banks, hence no checks. Hidden as they are, systems read this one without asking: */
+    {MSR_MCG_STATUS, MSR_MCG_STATUS, read_zero, write_zero}, /* every 64-bit CPU has it */
     {MSR_MISC_ENABLE, MSR_MISC_ENABLE, read_misc_enable, write_ignored},
     {MSR_DEBUGCTL, MSR_DEBUGCTL, read_zero, write_ignored}, /* no branch records; single-stepping by branch is not offered */
     {MSR_MTRR_PHYSBASE(0), MSR_MTRR_PHYSMASK(MTRR_VARIABLE - 1), read_mtrr, write_mtrr},

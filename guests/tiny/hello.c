@@ -39,7 +39,7 @@ static void high_memory(void)
 
 int tiny_main(void)
 {
-    print("hello: %s ok\n", tiny_by_pvh ? "PVH" : "multiboot");
+    print("hello: %s ok\n", tiny_protocol);
     print("hello: cmdline \"%s\"\n", tiny_info->flags & 4 ? (const char *)(uintptr_t)tiny_info->cmdline : "");
     for (uint32_t at = 0; tiny_info->flags & 64 && at < tiny_info->mmap_length;) {
         const struct multiboot_mmap *m = (const void *)(uintptr_t)(tiny_info->mmap_addr + at);

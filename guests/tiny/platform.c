@@ -580,7 +580,7 @@ static void check_kvm(void)
 
 /* ---- MSRs, control registers, CPUID's other leaves -------------------------------------------------------------------------------- */
 
-/* Linux reads these without a net, and writes back what it read. */
+/* Linux (Xen: machine checks' capabilities) reads these without a net, and writes back what it read. */
 static bool msr_kept(uint32_t msr, bool writable)
 {
     uint64_t v, again;
@@ -594,12 +594,13 @@ static bool msr_kept(uint32_t msr, bool writable)
 
 static void check_msrs(void)
 {
-    static const uint32_t common[] = {0x1b, 0x174, 0x175, 0x176, 0x1d9, 0x250, 0x258, 0x259, 0x268, 0x26f, 0x277, 0x2ff, 0x200, 0x201, 0x20e, 0x20f,
+    static const uint32_t common[] = {0x1b, 0x174, 0x175, 0x176, 0x17a, 0x1d9, 0x250, 0x258, 0x259, 0x268, 0x26f, 0x277, 0x2ff, 0x200, 0x201, 0x20e, 0x20f,
         0xc0000080, 0xc0000081, 0xc0000082, 0xc0000083, 0xc0000084, 0xc0000100, 0xc0000101, 0xc0000102};
     static const uint32_t amd[] = {0xc0010010, 0xc0010015, 0xc001001f, 0xc0011020, 0xc0011029}, intel[] = {0x1a0};
-    /* Machine checks, speculation control, VMX, KVM's and SVM's hidden ones, and none at all. */
-    static const uint32_t absent[] = {0x0, 0x48, 0x49, 0x3a, 0x480, 0x38f, 0x3ff, 0x1234, 0x40000000, 0x4b564dff, 0xc0000105, 0xc0010117, 0xffffffff};
-    bool ok = msr_kept(0xfe, false) & msr_kept(0x8b, false), gp = true;
+    /* A Pentium's machine check, its successors' banks and control, speculation control, VMX, KVM's and SVM's hidden ones, and none at all. */
+    static const uint32_t absent[] = {0x0, 0x17b, 0x400, 0x48, 0x49, 0x3a, 0x480, 0x38f, 0x3ff, 0x1234, 0x40000000,
+        0x4b564dff, 0xc0000105, 0xc0010117, 0xffffffff};
+    bool ok = msr_kept(0xfe, false) & msr_kept(0x8b, false) & msr_kept(0x179, false), gp = true;
     for (unsigned n = 0; n < sizeof(common) / 4; n++)
         ok &= msr_kept(common[n], true);
     for (unsigned n = 0; n < (on_amd() ? sizeof(amd) : sizeof(intel)) / 4; n++)
@@ -615,7 +616,7 @@ static void check_msrs(void)
         gp &= r == 13 && w == 13 && !fault_error;
     }
     CHECK("msrs-unknown", gp, "no #GP");
-    static const struct { uint32_t msr; uint64_t value; } refused[] = {{0x277, 2}, {0x2ff, 2}, {0xc0000080, 0xd03},
+    static const struct { uint32_t msr; uint64_t value; } refused[] = {{0x277, 2}, {0x17a, 4}, {0x2ff, 2}, {0xc0000080, 0xd03},
         {MSR_APIC_BASE, BIT(45) | 0xfee00900}, {0x201, BIT(60)}, {0xc0000082, BIT(47)} /* the last: if exact */};
     gp = true;
     for (unsigned n = 0; n < sizeof(refused) / sizeof(refused[0]) - !exact; n++) {

@@ -1,6 +1,7 @@
 ; Entry of a tiny guest: multiboot 1 hands over in 32-bit mode without paging; this maps the first 4 GiB one to one with 2 MiB pages,
 ; enters 64-bit mode and calls tiny_start(info). With FLAT the header carries addresses, for a loader that knows no ELF. With PVH there is a note
-; with the entry instead of the header, and the information is Xen's.
+; with the entry instead of the header, and the information is Xen's. With BZIMAGE it is Linux's format without a 64-bit entry: a setup header in
+; two sectors, then the image, entered at its first byte with the information in ESI.
 ; Below: one stub per vector, all ending in tiny_trap(frame).
 
 MAGIC equ 0x1badb002
@@ -11,6 +12,9 @@ FLAGS equ 0x3
 %endif
 
 extern tiny_start, tiny_trap, image_end, data_end
+%ifdef BZIMAGE
+extern data_paragraphs, image_bytes
+%endif
 global start, tiny_stubs, tiny_gdt, tiny_pml4, tiny_ap_start, tiny_ap_end
 
 %ifdef PVH
@@ -18,6 +22,33 @@ section .pvh progbits alloc noexec nowrite align=4
     dd 4, 4, 18                         ; XEN_ELFNOTE_PHYS32_ENTRY
     db "Xen", 0
     dd start
+%elifdef BZIMAGE
+section .setup progbits alloc noexec nowrite align=16
+header:
+    times 0x1f1 - ($ - header) db 0
+    db 1                                ; setup sectors behind the first
+    dw 0
+    dd data_paragraphs
+    dw 0, 0, 0, 0xaa55
+    db 0xeb, setup_end - $ - 2
+    db "HdrS"
+    dw 0x20f                            ; protocol 2.15
+    dd 0
+    dw 0x1000, 0
+    db 0, 1                             ; loaded high
+    dw 0
+    dd start, 0, 0, 0
+    dw 0, 0
+    dd 0, 0x7fffffff, 4096              ; command line, highest initrd, alignment
+    db 0, 12
+    dw 0                                ; extended flags: no 64-bit entry
+    dd 2047, 0
+    dq 0
+    dd 0, 0
+    dq 0, start                         ; preferred address
+    dd image_bytes, 0
+setup_end:
+    times 1024 - ($ - header) db 0
 %else
 section .multiboot progbits alloc noexec nowrite align=4
 header:
@@ -30,6 +61,12 @@ header:
 section .text
 bits 32
 start:
+%ifdef BZIMAGE
+    mov ebx, esi
+    cmp dword [ebx + 0x202], "HdrS"
+    je .known
+    jmp .stop
+%endif
     cmp eax, 0x2badb002
     je .known
     cmp dword [ebx], 0x336ec578         ; PVH's start info

@@ -218,8 +218,8 @@ struct hvm_start_info {
 };
 struct hvm_module { uint64_t paddr, size, cmdline, reserved; };
 struct hvm_memory { uint64_t base, size; uint32_t type, reserved; };
-enum { PVH_MAGIC = 0x336ec578 };
-bool tiny_by_pvh;
+enum { PVH_MAGIC = 0x336ec578, LINUX_MAGIC = 0x53726448, LINUX_MAGIC_AT = 0x202 };
+const char *tiny_protocol = "multiboot";
 
 /* What PVH hands over, as multiboot would have. */
 static const struct multiboot_info *from_pvh(const struct hvm_start_info *si)
@@ -238,11 +238,45 @@ static const struct multiboot_info *from_pvh(const struct hvm_start_info *si)
     return &info;
 }
 
+/* Linux's zero page likewise; the initrd is a module. */
+static const struct multiboot_info *from_linux(const uint8_t *zero_page)
+{
+    enum { E820_ENTRIES = 0x1e8, RAMDISK_IMAGE = 0x218, RAMDISK_SIZE = 0x21c, CMDLINE = 0x228, E820_TABLE = 0x2d0 };
+    static struct multiboot_info info;
+    static struct multiboot_module initrd;
+    static struct multiboot_mmap memory[16];
+    uint32_t size = *(const uint32_t *)(zero_page + RAMDISK_SIZE);
+    info = (struct multiboot_info){.flags = 4 | 8 | 64, .cmdline = *(const uint32_t *)(zero_page + CMDLINE), .mods_count = size != 0,
+                                   .mods_addr = (uint32_t)(uint64_t)&initrd, .mmap_addr = (uint32_t)(uint64_t)memory};
+    initrd.start = *(const uint32_t *)(zero_page + RAMDISK_IMAGE);
+    initrd.end = initrd.start + size;
+    initrd.string = (uint32_t)(uint64_t)"";
+    for (uint32_t n = 0; n < zero_page[E820_ENTRIES] && n < 16; n++, info.mmap_length += sizeof(memory[0])) {
+        memory[n].size = sizeof(memory[0]) - 4;
+        for (unsigned k = 0; k < 20; k++)
+            ((uint8_t *)&memory[n].base)[k] = zero_page[E820_TABLE + 20 * n + k];
+    }
+    return &info;
+}
+
+/* Multiboot's information has flags and sizes in the places of the others' magic numbers, and never those values. */
+static const struct multiboot_info *as_multiboot(const void *info)
+{
+    if (*(const uint32_t *)info == PVH_MAGIC) {
+        tiny_protocol = "PVH";
+        return from_pvh(info);
+    }
+    if (*(const uint32_t *)((const char *)info + LINUX_MAGIC_AT) == LINUX_MAGIC) {
+        tiny_protocol = "Linux";
+        return from_linux(info);
+    }
+    return info;
+}
+
 void tiny_start(uint32_t info)
 {
     struct { uint16_t limit; uint64_t base; } __attribute__((packed)) ptr = {sizeof(tiny_idt) - 1, (uint64_t)tiny_idt};
-    tiny_by_pvh = *(const uint32_t *)(uintptr_t)info == PVH_MAGIC; /* multiboot's has flags there, which never are that */
-    tiny_info = tiny_by_pvh ? from_pvh((const void *)(uintptr_t)info) : (const void *)(uintptr_t)info;
+    tiny_info = as_multiboot((const void *)(uintptr_t)info);
     for (unsigned n = 0; n < 256; n++) {
         uint64_t at = tiny_stubs[n];
         tiny_idt[n].low = (at & 0xffff) | 8 << 16 | UINT64_C(0x8e00) << 32 | (at >> 16 & 0xffff) << 48;

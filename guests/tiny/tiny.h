@@ -17,8 +17,8 @@ struct trap_frame {
     uint64_t r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rbp, rbx, rdx, rcx, rax, vector, error, rip, cs, rflags, rsp, ss;
 };
 
-extern const struct multiboot_info *tiny_info; /* also if it was PVH: translated */
-extern bool tiny_by_pvh;
+extern const struct multiboot_info *tiny_info; /* also if it was PVH or Linux's: translated */
+extern const char *tiny_protocol; /* "multiboot", "PVH", "Linux" */
 struct gate { uint64_t low, high; };
 
 extern uint64_t tiny_gdt[8], tiny_pml4[512];

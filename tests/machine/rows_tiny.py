@@ -35,20 +35,22 @@ def expect_ok(m, name, said, timeout=60):
 
 @row("guest-hello", quick=("vmx", "svm-bochs"))
 def guest_hello(bench):
-    """Multiboot by 32-bit ELF, 64-bit ELF and address fields, and PVH: memory map, command line, modules, exit code."""
-    kernels = ("hello.elf", "hello64.elf", "hello.bin", "hello-pvh.elf")
+    """Multiboot by 32-bit ELF, 64-bit ELF and address fields, PVH, and Linux's 32-bit protocol: memory map, command line, modules, exit code."""
+    kernels = ("hello.elf", "hello64.elf", "hello.bin", "hello-pvh.elf", "hello.bzimage")
     config, files = on_disk(*kernels)
     files["mod"] = bench.bytes_file("mod", b"\xca\xfe\xba\xbe" + bytes(5000))
     m = bench.boot(config + "file = mod\n", files)
     for n, kernel in enumerate(kernels):
-        create(m, f"h{n}", kernel, "first second=2", more='"module=mod its arguments" module=mod')
+        linux = "bzimage" in kernel
+        create(m, f"h{n}", kernel, "first second=2", more="initrd=mod" if linux else '"module=mod its arguments" module=mod')
         text = expect_ok(m, f"h{n}", r"hello: done")
         require(re.search(r'cmdline ".*first second=2"', text), f"{kernel}: command line: {text}")
-        require(re.search(r'module 5004 bytes "(mod )?its arguments" begins ca fe ba be', text), f"{kernel}: modules: {text}")
+        arguments = "" if linux else "(mod )?its arguments"
+        require(re.search(rf'module 5004 bytes "{arguments}" begins ca fe ba be', text), f"{kernel}: modules: {text}")
         low = re.search(r"memory 0{16} \+ 0{11}([0-9a-f]{5}) type 1", text)
         high = re.search(r"memory 0{10}100000 \+ ([0-9a-f]{16}) type 1", text)
         require(low and high and int(high.group(1), 16) == (31 << 20), f"{kernel}: memory map of 32 MiB: {text}")
-        require(f"hello: {'PVH' if 'pvh' in kernel else 'multiboot'} ok" in text, f"{kernel}: another protocol: {text}")
+        require(f"hello: {'Linux' if linux else 'PVH' if 'pvh' in kernel else 'multiboot'} ok" in text, f"{kernel}: another protocol: {text}")
     v, text = m.vm("h0"), m.command("vm show h0")
     said = {"kernel": "hello.elf", "initrd": "", "modules": [{"file": "mod", "arguments": "its arguments"}, {"file": "mod", "arguments": ""}],
             "resident_large_pages": 0, "zero_pages": 0, "shared_pages": 0, "empty_pages": 8192, "min_pages": 0, "max_pages": 8192, "weight": 100}

@@ -205,6 +205,34 @@ static void test_bzimage(void **state)
     assert_int_equal(entry.rflags, 2);
 }
 
+/* Without a 64-bit entry, or from before there was one: the first byte, in 32-bit mode with paging off. */
+static void test_bzimage_32(void **state)
+{
+    static const struct { uint16_t version, xloadflags; } kernels[] = {{0x20f, 0x7e}, {0x20a, 0x01}};
+    for (unsigned n = 0; n < ARRAY_SIZE(kernels); n++) {
+        uint8_t *k = make_bzimage(39);
+        put(k + 0x206, kernels[n].version, 2);
+        put(k + 0x236, kernels[n].xloadflags, 2);
+        put(k + 0x214, 0x100000, 4);
+        strcpy(config->cmdline, "console=ttyS0");
+        loads();
+        assert_int_equal(entry.rip, 0x1000000);
+        assert_memory_equal(guest + 0x1000000, k + 0x5000, BZ_SIZE - 0x5000);
+        uint64_t zp = entry.gpr[GPR_RSI];
+        assert_string_equal((char *)guest + num(guest + zp + 0x228, 4), "console=ttyS0");
+        assert_int_equal(num(guest + zp + 0x70, 8), 0xf0000);
+        assert_int_equal(entry.gpr[GPR_RBX] | entry.gpr[GPR_RBP] | entry.gpr[GPR_RDI], 0);
+        assert_int_equal(entry.sregs.cr0, 0x11);
+        assert_int_equal(entry.sregs.efer | entry.sregs.cr3 | entry.sregs.cr4, 0);
+        assert_int_equal(entry.sregs.seg[SEG_CS].selector, 0x10);
+        assert_int_equal(entry.sregs.seg[SEG_CS].attr, 0xc9b);
+        assert_int_equal(num(guest + entry.sregs.gdtr.base + 0x10, 8), 0x00cf9b000000ffff);
+        assert_int_equal(entry.rflags, 2);
+        teardown(state);
+        setup(state);
+    }
+}
+
 static void test_bzimage_not_congruent(void **state)
 {
     (void)state;
@@ -219,9 +247,9 @@ struct spoil { unsigned offset, size; uint64_t value; enum load_result result; c
 static void test_bzimage_refused(void **state)
 {
     static const struct spoil spoils[] = {
-        {0x206, 2, 0x209, LOAD_BAD_IMAGE, "kernel: bzImage: version: boot protocol 2.9"},
+        {0x206, 2, 0x209, LOAD_BAD_IMAGE, "kernel: bzImage: version: boot protocol 2.9 is too old"},
         {0x211, 1, 0, LOAD_BAD_IMAGE, "loadflags"},
-        {0x236, 2, 0x7e, LOAD_BAD_IMAGE, "xloadflags 0x7e: no 64-bit entry"},
+        {0x236, 2, 0x7e, LOAD_BAD_IMAGE, "code32_start: neither a 64-bit nor a 32-bit entry point"},
         {0x201, 1, 0x10, LOAD_BAD_IMAGE, "jump: setup header ends at"},
         {0x201, 1, 0xff, LOAD_BAD_IMAGE, "jump: setup header ends at"},
         {0x1f4, 4, 0x7fffffff, LOAD_BAD_IMAGE, "syssize"},
@@ -243,6 +271,17 @@ static void test_bzimage_refused(void **state)
         strcpy(config->cmdline, "quiet");
         put(p + spoils[k].offset, spoils[k].value, spoils[k].size);
         refuses(spoils[k].result, spoils[k].text);
+        teardown(state);
+        setup(state);
+    }
+    static const struct { uint64_t magic; const char *text; } others[] = {
+        {0x8b1f, "kernel (it is compressed by gzip: unpack it)"}, {0x587a37fd, "by xz"}, {0xfd2fb528, "by zstd"},
+        {0x905a4d, "kernel (it is an EFI program)"},
+        {0x12345678, "nor a multiboot 1 kernel"},
+    };
+    for (unsigned k = 0; k < ARRAY_SIZE(others); k++) {
+        put(add_file("kernel", 600), others[k].magic, 4);
+        refuses(LOAD_BAD_IMAGE, others[k].text);
         teardown(state);
         setup(state);
     }
@@ -538,8 +577,8 @@ static void test_real_kernel(void **state)
 int main(void)
 {
 #define T(t) cmocka_unit_test_setup_teardown(t, setup, teardown)
-    const struct CMUnitTest tests[] = {T(test_bzimage), T(test_bzimage_not_congruent), T(test_bzimage_refused), T(test_pvh64), T(test_pvh32),
-        T(test_elf_refused), T(test_multiboot_elf32), T(test_multiboot_elf64), T(test_multiboot_flat), T(test_multiboot_refused),
+    const struct CMUnitTest tests[] = {T(test_bzimage), T(test_bzimage_32), T(test_bzimage_not_congruent), T(test_bzimage_refused), T(test_pvh64),
+        T(test_pvh32), T(test_elf_refused), T(test_multiboot_elf32), T(test_multiboot_elf64), T(test_multiboot_flat), T(test_multiboot_refused),
         T(test_placement), T(test_real_kernel)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -49,6 +49,7 @@ WARN     := -Wall -Wextra -Werror -Wmissing-prototypes -Wstrict-prototypes -Wsha
 OPTIMIZE := -Os
 HV_FLAGS = -std=gnu17 $(OPTIMIZE) -g -ffreestanding -nostdlib -fno-pic -mcmodel=kernel -mno-red-zone -mgeneral-regs-only -mpopcnt \
             -fno-omit-frame-pointer -fno-strict-aliasing -fno-asynchronous-unwind-tables -fstack-protector-strong \
+            -ffunction-sections -fdata-sections \
             -mstack-protector-guard=global -fcf-protection=none -ffile-prefix-map=$(CURDIR)/= $(WARN) \
             -I. -DHV_HOST=0 -DHV_DEBUG=$(DEBUG)
 
@@ -77,7 +78,9 @@ $(OUT)/obj/%.asm.o: %.asm Makefile $(OFFSETS)
 
 # The symbol table for backtraces is made from a first link with an empty one. It sits behind everything that it
 # describes (functions only, and .text comes first), so that adding it moves nothing; that is checked.
-HV_LINK = $(LD) -nostdlib -static -z noexecstack -z max-page-size=4096 --fatal-warnings --orphan-handling=error \
+#
+# What only tests, loaders or the debug build call is left out (--gc-sections); linker.ld keeps what nothing refers to by name.
+HV_LINK = $(LD) -nostdlib -static --gc-sections -z noexecstack -z max-page-size=4096 --fatal-warnings --orphan-handling=error \
           -T linker.ld -o $@ $(HV_OBJ)
 
 $(OUT)/obj/ksyms0.c: tools/gen-ksyms Makefile

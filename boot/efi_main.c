@@ -81,6 +81,27 @@ static uint64_t find_rsdp(void)
     return rsdp;
 }
 
+/* A mask of adjacent bits as position and width. */
+static bool take_mask(UINT32 mask, uint8_t *pos, uint8_t *bits)
+{
+    if (!mask)
+        return false;
+    *pos = (uint8_t)__builtin_ctz(mask);
+    *bits = (uint8_t)(32 - __builtin_clz(mask) - *pos);
+    return (uint64_t)mask == GENMASK64(*pos + *bits - 1, *pos);
+}
+
+/* A pixel is as many bytes as all masks together reach over (UEFI 2.10, 12.9.2). */
+static bool take_masks(const EFI_PIXEL_BITMASK *m, struct boot_framebuffer *fb)
+{
+    UINT32 all = m->RedMask | m->GreenMask | m->BlueMask | m->ReservedMask;
+    if (!take_mask(m->RedMask, &fb->red_pos, &fb->red_bits) || !take_mask(m->GreenMask, &fb->green_pos, &fb->green_bits) ||
+        !take_mask(m->BlueMask, &fb->blue_pos, &fb->blue_bits))
+        return false;
+    fb->bpp = (uint8_t)ALIGN_UP(32u - (unsigned)__builtin_clz(all), 8u);
+    return true;
+}
+
 static void find_framebuffer(struct boot_framebuffer *fb)
 {
     static EFI_GUID guid = EFI_GRAPHICS_OUTPUT_PROTOCOL_GUID;
@@ -90,14 +111,20 @@ static void find_framebuffer(struct boot_framebuffer *fb)
     const EFI_GRAPHICS_OUTPUT_MODE_INFORMATION *info = gop->Mode->Info;
     struct boot_framebuffer found = {
         .hpa = gop->Mode->FrameBufferBase, .width = info->HorizontalResolution, .height = info->VerticalResolution,
-        .pitch = info->PixelsPerScanLine * 4, .bpp = 32,
+        .bpp = 32, .red_bits = 8, .green_bits = 8, .blue_bits = 8,
     };
     switch (info->PixelFormat) {
     case PixelRedGreenBlueReserved8BitPerColor: found.green_pos = 8; found.blue_pos = 16; break;
     case PixelBlueGreenRedReserved8BitPerColor: found.green_pos = 8; found.red_pos = 16; break;
-    default: return; /* bit masks of other widths, or no linear frame buffer at all */
+    case PixelBitMask:
+        if (!take_masks(&info->PixelInformation, &found))
+            return;
+        break;
+    default: return; /* no linear frame buffer at all */
     }
-    if (found.hpa && found.width && found.height && found.pitch >= found.width * 4)
+    uint64_t pitch = (uint64_t)info->PixelsPerScanLine * ((found.bpp + 7u) / 8);
+    found.pitch = (uint32_t)pitch;
+    if (found.hpa && found.width && found.height && info->PixelsPerScanLine >= found.width && pitch <= UINT32_MAX)
         *fb = found;
 }
 

@@ -7,9 +7,12 @@
  * the loader's own code must run between the load of CR3 and the jump, and nothing else may.
  */
 #include "boot/image.h"
+#include "boot/unpack.h"
 #include "lib/string.h"
 
-extern const uint8_t embedded_image[], embedded_image_end[]; /* boot/embed.asm */
+extern const uint8_t packed_image[], packed_image_end[]; /* boot/embed.asm */
+
+static const uint8_t *image; /* unpacked: an ELF file */
 
 struct elf_header {
     uint8_t ident[16];
@@ -36,8 +39,26 @@ _Static_assert(sizeof(struct elf_header) == 64 && sizeof(struct elf_segment) == 
 
 static const struct elf_segment *segment(unsigned i)
 {
-    const struct elf_header *h = (const struct elf_header *)embedded_image;
-    return (const struct elf_segment *)(embedded_image + h->phoff + i * sizeof(struct elf_segment));
+    const struct elf_header *h = (const struct elf_header *)image;
+    return (const struct elf_segment *)(image + h->phoff + i * sizeof(struct elf_segment));
+}
+
+/* It stays until core takes all loader memory: the page tables are made from its segments. Returns its bytes. */
+static uint64_t unpack_image(void)
+{
+    size_t packed_bytes = (size_t)(packed_image_end - packed_image), bytes = 0;
+    enum unpack_result r = unpack_size(packed_image, packed_bytes, &bytes);
+    if (r == UNPACK_OK) {
+        uint8_t *out = loader_keep(bytes, "unpacking the hypervisor image");
+        uint64_t before = hosted_begin();
+        r = unpack(packed_image, packed_bytes, out, bytes);
+        hosted_end(before);
+        image = out;
+    }
+    if (r != UNPACK_OK)
+        loader_halt("the hypervisor image inside of the loader is damaged (%s): copy or download the loader again",
+                    r == UNPACK_NO_HEADER ? "no header" : "its checksum or structure is wrong");
+    return bytes;
 }
 
 /* Ours and not untrusted, but a broken build should say so rather than triple-fault. Returns the span in bytes. */
@@ -61,8 +82,9 @@ static uint64_t check_image(const struct elf_header *h, uint64_t file_bytes)
 
 uint64_t loader_place_image(struct boot_info *bi)
 {
-    const struct elf_header *h = (const struct elf_header *)embedded_image;
-    uint64_t span = check_image(h, (uint64_t)(embedded_image_end - embedded_image));
+    uint64_t bytes = unpack_image();
+    const struct elf_header *h = (const struct elf_header *)image;
+    uint64_t span = check_image(h, bytes);
 
     uint64_t block = (uint64_t)loader_keep(span + LARGE_SIZE - PAGE_SIZE, "the hypervisor image");
     uint64_t block_end = block + span + LARGE_SIZE - PAGE_SIZE;
@@ -75,7 +97,7 @@ uint64_t loader_place_image(struct boot_info *bi)
     for (unsigned i = 0; i < h->phnum; i++) {
         const struct elf_segment *s = segment(i);
         if (s->type == ELF_PT_LOAD)
-            memcpy((void *)(base + (s->vaddr - HV_LINK_BASE)), embedded_image + s->offset, s->filesz);
+            memcpy((void *)(base + (s->vaddr - HV_LINK_BASE)), image + s->offset, s->filesz);
     }
     bi->image_hpa = base;
     bi->image_size = span;
@@ -100,7 +122,7 @@ static void map_direct(uint64_t *pml4, uint64_t base, uint64_t end)
 
 static void map_image(uint64_t *pml4, const struct boot_info *bi)
 {
-    const struct elf_header *h = (const struct elf_header *)embedded_image;
+    const struct elf_header *h = (const struct elf_header *)image;
     for (unsigned i = 0; i < h->phnum; i++) {
         const struct elf_segment *s = segment(i);
         uint64_t rights = (s->flags & ELF_PF_W ? PTE_W : 0) | (s->flags & ELF_PF_X ? 0 : PTE_NX);

@@ -30,10 +30,14 @@ void loader_read_config(struct boot_info *bi);
 void loader_check_cpu(void);                                       /* halts if this CPU cannot run us */
 
 /* --- image.c --- */
-/* Places the embedded hypervisor, fills image_hpa and image_size, returns the address of hv_entry. */
+/* Unpacks and places the embedded hypervisor, fills image_hpa and image_size, returns the address of hv_entry. */
 uint64_t loader_place_image(struct boot_info *bi);
 /* The page tables of the contract in boot_info.h; returns CR3. */
 uint64_t loader_build_tables(const struct boot_info *bi, const struct memmap *m);
+
+/* --- hosted.c: around the calls of a library; it allocates by loader_keep() --- */
+uint64_t hosted_begin(void);
+void hosted_end(uint64_t before);                                  /* what hosted_begin() returned */
 
 /* --- serial.c: COM1, polled --- */
 bool serial_init(void);                                            /* 115200 8N1; false: nothing answers there */

@@ -75,7 +75,7 @@ here:
     loop .pd
 
     mov eax, cr4
-    or eax, 1 << 5                      ; PAE
+    or eax, 1 << 5 | 1 << 9             ; PAE; OSFXSR, for the library that unpacks (boot/hosted.c)
     mov cr4, eax
     mov cr3, ebx
     mov ecx, MSR_EFER
@@ -83,6 +83,7 @@ here:
     or eax, 1 << 8                      ; LME
     wrmsr
     mov eax, cr0
+    and eax, ~(1 << 2 | 1 << 3)         ; EM, TS: SSE can be used
     or eax, 1 << 31
     mov cr0, eax
     address eax, to_gdt

@@ -63,10 +63,10 @@ static void take_framebuffer(const uint8_t *tag, uint32_t size, struct mb2_info 
     struct boot_framebuffer fb = {.hpa = get(tag + 8, 8), .pitch = u32(tag + 16), .width = u32(tag + 20), .height = u32(tag + 24), .bpp = tag[28]};
     if (type == FB_TEXT) {
         out->text_screen = fb.hpa == 0xb8000 && fb.width == 80;
-    } else if (type == FB_RGB && size >= FB_BYTES + 6 && fb.bpp == 32 && tag[33] == 8 && tag[35] == 8 && tag[37] == 8) {
-        fb.red_pos = tag[32];
-        fb.green_pos = tag[34];
-        fb.blue_pos = tag[36];
+    } else if (type == FB_RGB && size >= FB_BYTES + 6) {
+        fb.red_pos = tag[32], fb.red_bits = tag[33];
+        fb.green_pos = tag[34], fb.green_bits = tag[35];
+        fb.blue_pos = tag[36], fb.blue_bits = tag[37];
         out->fb = fb;
     }
 }

@@ -66,19 +66,6 @@ static void end(void)
     spin_unlock(&call.lock);
 }
 
-void cpu_call(unsigned pcpu, void (*fn)(void *arg), void *arg)
-{
-    if (pcpu == cpu_id()) { /* threads do not move while they run */
-        uint64_t flags = irq_save();
-        fn(arg);
-        irq_restore(flags);
-        return;
-    }
-    begin(fn, arg);
-    ask(pcpu);
-    end();
-}
-
 void cpu_call_others(void (*fn)(void *arg), void *arg)
 {
     unsigned count = cpu_count();

@@ -4,18 +4,21 @@
 
 #include "include/hv/types.h"
 
+#define KSYM_NAME_MAX 64 /* with the 0; also in tools/gen-ksyms */
+
+/* What tools/gen-ksyms has written; its head says how. */
 struct ksym_table {
-    uint64_t base;                /* what the offsets count from */
-    uint32_t text_bytes;          /* code ends here */
-    uint32_t count;               /* 0: the image has no table */
-    const uint32_t *offsets;      /* ascending */
-    const uint32_t *name_offsets; /* into names */
-    const char *names;
+    uint64_t base;             /* the first function */
+    uint32_t bytes;            /* of `functions`; 0: the image has no table */
+    uint32_t character_count, pair_count;
+    const uint8_t *characters; /* codes from 0 */
+    const uint8_t *pairs;      /* codes from character_count, two bytes each */
+    const uint8_t *functions;
 };
 
-struct ksym { const char *name; uint32_t offset, size; };
+struct ksym { char name[KSYM_NAME_MAX]; uint32_t offset, size; };
 
-/* The function that contains `addr`. False: none does. */
+/* The function that contains `addr`. False: none does, or the table is damaged on the way to it. */
 bool ksym_find(const struct ksym_table *t, uint64_t addr, struct ksym *out);
 /* "name+0x1a/0x80", or the bare number if nothing is known, into buf; returns buf. */
 const char *ksym_format(char *buf, size_t size, uint64_t addr);

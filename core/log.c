@@ -27,11 +27,6 @@ void log_set_console_level(enum log_level level)
     console_level = level;
 }
 
-enum log_level log_console_level(void)
-{
-    return console_level;
-}
-
 static void copy_in(uint64_t at, const char *s, unsigned len)
 {
     for (unsigned i = 0; i < len; i++)

@@ -12,7 +12,6 @@ void log_write(enum log_level level, const char *fmt, ...) PRINTF_LIKE(2, 3);
 #define log_info(...) log_write(LOG_INFO, __VA_ARGS__)
 #define log_debug(...) log_write(LOG_DEBUG, __VA_ARGS__)
 void log_set_console_level(enum log_level level);
-enum log_level log_console_level(void);
 /* Calls emit(line, arg) for every kept line, oldest first. */
 void log_replay(void (*emit)(const char *line, void *arg), void *arg);
 

@@ -100,15 +100,3 @@ bool ioapic_route_isa(unsigned irq, uint8_t vector, uint32_t apic_id)
 {
     return irq < ISA_IRQS && ioapic_route(isa[irq].gsi, vector, apic_id, isa[irq].active_low, isa[irq].level);
 }
-
-void ioapic_mask(uint32_t gsi, bool masked)
-{
-    unsigned chip;
-    uint32_t pin;
-    if (!find_pin(gsi, &chip, &pin))
-        return;
-    uint64_t flags = spin_lock_irqsave(&lock);
-    uint32_t low = chip_read(chip, IOAPIC_REG_REDIR(pin));
-    chip_write(chip, IOAPIC_REG_REDIR(pin), masked ? low | (uint32_t)REDIR_MASKED : low & ~(uint32_t)REDIR_MASKED);
-    spin_unlock_irqrestore(&lock, flags);
-}

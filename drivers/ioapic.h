@@ -12,6 +12,5 @@ bool ioapic_init(const struct acpi_madt *madt);
 bool ioapic_route(uint32_t gsi, uint8_t vector, uint32_t apic_id, bool active_low, bool level);
 /* An ISA interrupt with the MADT's override, else edge-triggered and active high. */
 bool ioapic_route_isa(unsigned irq, uint8_t vector, uint32_t apic_id);
-void ioapic_mask(uint32_t gsi, bool masked);
 
 #endif

@@ -28,7 +28,6 @@ enum {
 #define MCR_DTR_RTS_OUT2 0x0b /* OUT2 gates the interrupt line on a PC */
 #define MCR_LOOP 0x10
 #define LSR_DATA 0x01
-#define LSR_OVERRUN 0x02
 #define LSR_THR_EMPTY 0x20
 #define LSR_ALL_SENT 0x40
 
@@ -45,11 +44,9 @@ static bool irq_driven, stalled;
 static char ring[RING_BYTES];
 static uint32_t head, tail;       /* free-running: bytes in, bytes out */
 static void (*receiver)(uint8_t);
-static struct uart_stats stats;
 
 bool uart_present(void) { return port; }
 unsigned uart_isa_irq(void) { return isa_irq; }
-struct uart_stats uart_stats(void) { return stats; }
 
 static void set_baud(uint16_t base, unsigned baud)
 {
@@ -155,14 +152,11 @@ void uart_write(const char *s, size_t len)
     uint64_t flags = spin_lock_irqsave(&lock);
     for (size_t i = 0; i < len; i++) {
         if (head - tail == RING_BYTES) {
-            if (!wait_thr_empty()) {
-                stats.tx_dropped += len - i;
-                break;
-            }
+            if (!wait_thr_empty())
+                break; /* the rest is lost */
             fill_fifo();
         }
         ring[head++ % RING_BYTES] = s[i];
-        stats.tx_bytes++;
     }
     if (irq_driven) {
         fill_fifo();
@@ -193,10 +187,8 @@ static unsigned receive(uint8_t *buf, unsigned size)
     for (uint8_t lsr; n < size && ((lsr = in8(port + UART_LSR)) & LSR_DATA);) {
         if (lsr == 0xff)
             break; /* the port went away */
-        stats.rx_overruns += !!(lsr & LSR_OVERRUN);
         buf[n++] = in8(port + UART_DATA);
     }
-    stats.rx_bytes += n;
     return n;
 }
 

@@ -18,7 +18,5 @@ bool uart_enable_irq(uint8_t vector, void (*rx)(uint8_t byte));
 void uart_write(const char *s, size_t len);
 /* Takes no lock and leaves nothing in the ring: panic and halts. "\n" becomes "\r\n". */
 void uart_write_polled(const char *s, size_t len);
-struct uart_stats { uint64_t rx_bytes, tx_bytes, rx_overruns, tx_dropped; };
-struct uart_stats uart_stats(void);
 
 #endif

@@ -3,7 +3,7 @@
  * the top, and the line below the current one is kept blank to show where it is.
  *
  * It works without locks because every position is checked at the moment of drawing: two writers at once spoil the text and
- * nothing else.
+ * nothing else. Pixels have two, three or four bytes: whatever GOP and multiboot2 can describe by masks.
  */
 #include "lib/fbtext.h"
 #include "include/abi/boot_info.h"
@@ -36,6 +36,19 @@ static unsigned font_row(char c, unsigned y)
     return digit <= '9' ? (unsigned)(digit - '0') : (unsigned)(digit - 'a') + 10;
 }
 
+/* Three bytes a pixel are written one by one, so that nothing beside the pixel is. */
+static void draw_pixel(const struct fbtext *t, volatile uint8_t *at, uint32_t colour)
+{
+    if (t->pixel_bytes == 4) {
+        *(volatile uint32_t *)at = colour;
+    } else if (t->pixel_bytes == 2) {
+        *(volatile uint16_t *)at = (uint16_t)colour;
+    } else {
+        for (unsigned n = 0; n < 3; n++)
+            at[n] = (uint8_t)(colour >> 8 * n);
+    }
+}
+
 /* A glyph with the blank right and below it; clips. */
 static void draw(const struct fbtext *t, unsigned column, unsigned row, char c)
 {
@@ -44,9 +57,9 @@ static void draw(const struct fbtext *t, unsigned column, unsigned row, char c)
         return;
     for (unsigned y = 0; y < CELL_HEIGHT * t->scale; y++) {
         unsigned bits = y / t->scale < GLYPH_HEIGHT ? font_row(c, y / t->scale) << (CELL_WIDTH - GLYPH_WIDTH) : 0;
-        volatile uint32_t *line = t->pixels + (size_t)(y0 + y) * t->stride + x0;
+        volatile uint8_t *line = t->pixels + (size_t)(y0 + y) * t->pitch + x0 * t->pixel_bytes;
         for (unsigned x = 0; x < CELL_WIDTH * t->scale; x++)
-            line[x] = bits >> (CELL_WIDTH - 1 - x / t->scale) & 1 ? t->ink : 0;
+            draw_pixel(t, line + x * t->pixel_bytes, bits >> (CELL_WIDTH - 1 - x / t->scale) & 1 ? t->ink : 0);
     }
 }
 
@@ -85,17 +98,32 @@ static void put(struct fbtext *t, char c)
     }
 }
 
+/* A light grey's part in a channel; false: the channel is not within the pixel. */
+static bool channel(uint32_t *ink, unsigned pos, unsigned bits, unsigned pixel_bits)
+{
+    if (!bits || bits > 16 || pos + bits > pixel_bits)
+        return false;
+    *ink |= (bits > 8 ? 0xd0u << (bits - 8) : 0xd0u >> (8 - bits)) << pos;
+    return true;
+}
+
 bool fbtext_init(struct fbtext *t, const struct boot_framebuffer *fb, void *window)
 {
-    if (!fb->hpa || fb->bpp != 32 || fb->pitch % 4 || fb->pitch / 4 < fb->width || fb->red_pos > 24 || fb->green_pos > 24 ||
-        fb->blue_pos > 24 || fb->hpa > GENMASK64(51, 0) - MIB(256) || fb->width > 16384 || fb->height > 16384)
+    unsigned bytes = (fb->bpp + 7u) / 8;
+    uint32_t ink = 0;
+    if (!fb->hpa || fb->hpa > GENMASK64(51, 0) - MIB(1024) || (fb->bpp != 15 && fb->bpp != 16 && fb->bpp != 24 && fb->bpp != 32) ||
+        fb->width > 16384 || fb->height > 16384 || fb->pitch > 4 * 16384 || fb->pitch / bytes < fb->width)
         return false;
-    *t = (struct fbtext){.stride = fb->pitch / 4, .scale = fb->width >= WIDE_SCREEN ? 2 : 1};
+    if (bytes != 3 && (fb->pitch % bytes || fb->hpa % bytes))
+        return false; /* whole pixels are written, to aligned addresses */
+    if (!channel(&ink, fb->red_pos, fb->red_bits, fb->bpp) || !channel(&ink, fb->green_pos, fb->green_bits, fb->bpp) ||
+        !channel(&ink, fb->blue_pos, fb->blue_bits, fb->bpp))
+        return false;
+    *t = (struct fbtext){.pitch = fb->pitch, .pixel_bytes = bytes, .scale = fb->width >= WIDE_SCREEN ? 2 : 1, .ink = ink};
     t->columns = fb->width / (CELL_WIDTH * t->scale);
     t->rows = fb->height / (CELL_HEIGHT * t->scale);
     if (t->columns < 20 || t->rows < 2)
         return false;
-    t->ink = 0xd0u << fb->red_pos | 0xd0u << fb->green_pos | 0xd0u << fb->blue_pos;
     t->pixels = window;
     return true;
 }

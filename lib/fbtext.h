@@ -6,13 +6,13 @@
 struct boot_framebuffer;
 
 struct fbtext {
-    volatile uint32_t *pixels; /* NULL: cannot be reached, nothing is drawn */
-    unsigned stride, scale, columns, rows, column, row;
+    volatile uint8_t *pixels; /* NULL: cannot be reached, nothing is drawn */
+    unsigned pitch, pixel_bytes, scale, columns, rows, column, row;
     uint32_t ink;
     enum { FBTEXT_PLAIN, FBTEXT_ESCAPE, FBTEXT_SEQUENCE } state;
 };
 
-/* `window`: where its pixels are mapped, or NULL. False: there is no frame buffer, or one that is too small or has not 32 bits a pixel. */
+/* `window`: where its pixels are mapped, or NULL. False: there is no frame buffer, or one that is too small or has no 2, 3 or 4 bytes a pixel. */
 bool fbtext_init(struct fbtext *t, const struct boot_framebuffer *fb, void *window);
 /* Takes no lock. Understands \n \r \b, skips escape sequences, starts over at the top when full. */
 void fbtext_write(struct fbtext *t, const char *s, size_t len);

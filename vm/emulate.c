@@ -9,12 +9,6 @@
 
 #include "lib/string.h"
 
-const char *emulate_result_name(enum emulate_result r)
-{
-    static const char *const names[] = {"done", "fault", "again", "blocked", "stalled", "unsupported"};
-    return r < ARRAY_SIZE(names) ? names[r] : "?";
-}
-
 /* ---- registers and flags ------------------------------------------------------------------------------------- */
 
 static bool high_byte(const struct insn *i, unsigned reg, unsigned size)

@@ -21,7 +21,6 @@ enum emulate_result {
     EMULATE_STALLED,     /* no frame left for outcome.gfn: dmm_wait_memory(); then enter the guest */
     EMULATE_UNSUPPORTED, /* not in the emulator's repertoire: outcome.bytes says what it was */
 };
-const char *emulate_result_name(enum emulate_result r);
 
 struct emulate_fault { uint8_t vector; bool has_error; uint32_t error_code; uint64_t cr2; };
 

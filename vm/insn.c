@@ -380,14 +380,3 @@ int64_t insn_simm(const struct insn *i)
     unsigned shift = 64 - 8 * i->imm_size;
     return (int64_t)(i->imm << shift) >> shift;
 }
-
-const char *insn_result_name(enum insn_result r)
-{
-    switch (r) {
-    case INSN_OK: return "ok";
-    case INSN_NEED_MORE: return "truncated";
-    case INSN_INVALID: return "no such instruction";
-    case INSN_TOO_LONG: return "longer than 15 bytes";
-    }
-    return "?";
-}

@@ -60,7 +60,6 @@ struct insn {
 
 /* Decodes one instruction from bytes[0..len). *out is complete only with INSN_OK. */
 enum insn_result insn_decode(const uint8_t *bytes, size_t len, enum insn_mode mode, struct insn *out);
-const char *insn_result_name(enum insn_result r);
 /* The immediate sign-extended from its encoded size. */
 int64_t insn_simm(const struct insn *i);
 

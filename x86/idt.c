@@ -63,8 +63,6 @@ bool irq_register(uint8_t vector, irq_handler_fn *handler, void *arg)
     return true;
 }
 
-void irq_unregister(uint8_t vector) { __atomic_store_n(&handlers[vector].fn, NULL, __ATOMIC_RELEASE); }
-
 int irq_alloc_vector(void)
 {
     for (int v = VECTOR_DYNAMIC_FIRST; v <= VECTOR_DYNAMIC_LAST; v++) {

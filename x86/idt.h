@@ -37,8 +37,7 @@ void idt_init(void);
 void idt_load(void);
 /* False: the vector is outside 0x30..0xfe or taken. */
 bool irq_register(uint8_t vector, irq_handler_fn *handler, void *arg);
-void irq_unregister(uint8_t vector);
-/* A free vector of the dynamic range, reserved for the caller until irq_unregister(); -1: none left. */
+/* A free vector of the dynamic range, reserved for the caller; -1: none left. */
 int irq_alloc_vector(void);
 const char *exception_name(unsigned vector);
 

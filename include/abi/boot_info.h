@@ -54,7 +54,8 @@ struct boot_file {
 struct boot_framebuffer {
     uint64_t hpa;   /* 0: none */
     uint32_t width, height, pitch; /* pixels, pixels, bytes */
-    uint8_t bpp, red_pos, green_pos, blue_pos; /* bits per pixel; bit position of each 8-bit channel */
+    uint8_t bpp, red_pos, green_pos, blue_pos; /* 15, 16, 24 or 32 bits per pixel; where each channel begins */
+    uint8_t red_bits, green_bits, blue_bits;   /* and how wide it is */
 };
 
 struct boot_info {

@@ -54,7 +54,6 @@ uint64_t frame_free_pages(void);         /* FREE + FREE_ZEROED */
 /* Zeroes up to `max` free frames for the zeroed magazine; returns how many. The idle-priority thread's work. */
 unsigned frame_zero_some(unsigned max);
 void frame_zero_large_stock(void);       /* all of the stock of zeroed 2 MiB frames at once */
-struct waitq *frame_low_zeroed_waitq(void); /* woken when the pre-zeroed stock falls below its low mark */
 bool frame_zeroed_is_low(void);
 void dmm_zero_thread(void *arg);         /* body of that thread (THREAD_PRIO_IDLE) */
 /* On every CPU but the boot CPU, before it first uses DMM: its magazines. False: out of frames. */
@@ -78,7 +77,6 @@ enum dmm_fault_result {
     DMM_FAULT_ZERO_STORE, /* the page reads as zero and frames are dear: if the instruction stores nothing but zeros to whole pages, do without
                            * (dmm_is_zero_without_frame(), dmm_zero_stored()); else ask again without DMM_MAY_CLEAR */
 };
-const char *dmm_fault_result_name(enum dmm_fault_result r);
 
 struct dmm_space_ops {  /* supplied by the owner (vm/) */
     /* Make every CPU that runs this space leave the guest and flush before it re-enters. Called after the
@@ -155,7 +153,6 @@ enum dmm_resize_result dmm_reform_large(struct dmm_space *s, gfn_t gfn);
 /* For policies, on a space that they have acquired. A private 4 KiB page gets another frame, the guest running on; or is write-protected until
  * the guest writes to it (a large one: break it first). */
 enum dmm_move_result { DMM_MOVE_OK, DMM_MOVE_UNSUITABLE, DMM_MOVE_PINNED, DMM_MOVE_NO_MEMORY };
-const char *dmm_move_result_name(enum dmm_move_result r);
 enum dmm_move_result dmm_move_page(struct dmm_space *s, gfn_t gfn);
 enum dmm_move_result dmm_protect_page(struct dmm_space *s, gfn_t gfn);
 bool dmm_unprotect_page(struct dmm_space *s, gfn_t gfn); /* false: it is not such a page, or is shared with others */

@@ -101,18 +101,3 @@ enum cmd_result cmd_mem_map(struct cmd_ctx *c, const char *name)
     json_object_end(c->json);
     return CMD_OK;
 }
-
-struct adder { void (*add)(const char *candidate, void *arg); void *arg; };
-
-static bool add_name(struct dmm_space *s, void *arg)
-{
-    const struct adder *a = arg;
-    a->add(dmm_space_name(s), a->arg);
-    return true;
-}
-
-void complete_mem_map(void (*add)(const char *candidate, void *arg), void *arg)
-{
-    struct adder a = { add, arg };
-    dmm_for_each_space(add_name, &a);
-}

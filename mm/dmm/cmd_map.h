@@ -5,6 +5,5 @@
 #include "core/console.h"
 
 enum cmd_result cmd_mem_map(struct cmd_ctx *c, const char *name);
-void complete_mem_map(void (*add)(const char *candidate, void *arg), void *arg);
 
 #endif

@@ -26,12 +26,6 @@ struct outcome {
 #define DONE(cause_) OUTCOME(DMM_FAULT_RETRY, cause_)
 #define STALLED OUTCOME(DMM_FAULT_STALLED, DMM_CAUSE_STALL)
 
-const char *dmm_fault_result_name(enum dmm_fault_result r)
-{
-    static const char *const names[] = { "retry", "blocked", "stalled", "hole", "denied", "zero-store" };
-    return (unsigned)r < ARRAY_SIZE(names) ? names[r] : "?";
-}
-
 const char *dmm_fault_cause_name(enum dmm_fault_cause c)
 {
     static const char *const names[DMM_CAUSE_COUNT] = {

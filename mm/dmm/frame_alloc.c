@@ -258,8 +258,6 @@ bool frame_zeroed_is_low(void)
     return __atomic_load_n(&stock.count, __ATOMIC_RELAXED) < stock.low && shared_free() > 4 * shared.reserve;
 }
 
-struct waitq *frame_low_zeroed_waitq(void) { return &stock.wanted; }
-
 static unsigned stock_pop(uint64_t *out, unsigned want)
 {
     unsigned got = 0;

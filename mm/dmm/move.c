@@ -12,12 +12,6 @@
 #include "mm/dmm/frame.h"
 #include "mm/dmm/share.h"
 
-const char *dmm_move_result_name(enum dmm_move_result r)
-{
-    static const char *const names[] = {"done", "not a private 4 KiB page", "pinned", "no frame left"};
-    return (unsigned)r < ARRAY_SIZE(names) ? names[r] : "?";
-}
-
 /* The entry of a private, unpinned 4 KiB page; NULL: *why. Region locked. */
 static p2m_entry_t *private_page(struct dmm_space *s, struct region *r, gfn_t gfn, enum dmm_move_result *why)
 {

@@ -3,7 +3,7 @@ import os
 import re
 import time
 
-from machine import NEW_PROMPT, PROMPT, QemuBiosMachine, QemuIsoMachine, QemuMachine
+from machine import NEW_PROMPT, PROMPT, ROOT, QemuBiosMachine, QemuIsoMachine, QemuMachine
 from rows import guest, require, row
 from screen import text_on_screen
 
@@ -160,3 +160,16 @@ def boot_screen_halt(bench):
     m.expect("halt", 40)
     screen_until(bench, lambda lines: any(line.startswith('palimpsest.conf:3: unknown key "memroy"') for line in lines) and
                  any(line.startswith("palimpsest: halted: ") for line in lines), "why it halted")
+
+
+@row("boot-damaged", timeout=90, audit=False, backends=("svm",), why="the loaders are the same; QEMU starts both")
+def boot_damaged(bench):
+    """A loader of whose packed hypervisor one bit is wrong says so and stops."""
+    build = os.path.join(ROOT, os.environ["PALIMPSEST_BUILD"])
+    for option, name, kind in (("--efi", "BOOTX64.EFI", QemuMachine), ("--mb2", "palimpsest.mb2", QemuBiosMachine)):
+        with open(os.path.join(build, name), "rb") as f:
+            loader = bytearray(f.read())
+        packed = loader.index(b"PLMZ")
+        loader[packed + 100000] ^= 0x10
+        m = bench.power_on(HYPERVISOR, kind=kind, image_options=(option, bench.bytes_file(name, loader)))
+        m.expect("palimpsest: halted: the hypervisor image inside of the loader is damaged", 40)

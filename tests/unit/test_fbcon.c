@@ -23,7 +23,7 @@ static void screen(unsigned width, unsigned height, unsigned extra)
     free(pixels);
     memset(&con, 0, sizeof(con));
     fb = (struct boot_framebuffer){.hpa = 0xe0000000, .width = width, .height = height, .pitch = (width + extra) * 4, .bpp = 32, .red_pos = 16,
-                                   .green_pos = 8, .blue_pos = 0};
+                                   .green_pos = 8, .blue_pos = 0, .red_bits = 8, .green_bits = 8, .blue_bits = 8};
     pixels = malloc((size_t)fb.pitch * height); /* exactly so much: the sanitizer sees the rest */
     for (size_t n = 0; n < (size_t)fb.pitch / 4 * height; n++)
         pixels[n] = n % (fb.pitch / 4) < width ? 0 : PADDING;
@@ -37,7 +37,7 @@ static unsigned lit_in_cell(unsigned column, unsigned row)
     unsigned lit = 0;
     for (unsigned y = 0; y < CELL_HEIGHT * con.text.scale; y++)
         for (unsigned x = 0; x < CELL_WIDTH * con.text.scale; x++)
-            lit += pixels[(row * CELL_HEIGHT * con.text.scale + y) * con.text.stride + column * CELL_WIDTH * con.text.scale + x] != 0;
+            lit += pixels[(row * CELL_HEIGHT * con.text.scale + y) * (con.text.pitch / 4) + column * CELL_WIDTH * con.text.scale + x] != 0;
     return lit;
 }
 
@@ -45,7 +45,7 @@ static void assert_picture(unsigned column, unsigned row, const char *const *lin
 {
     for (unsigned y = 0; y < CELL_HEIGHT * con.text.scale; y++)
         for (unsigned x = 0; x < CELL_WIDTH * con.text.scale; x++) {
-            uint32_t pixel = pixels[(row * CELL_HEIGHT * con.text.scale + y) * con.text.stride + column * CELL_WIDTH * con.text.scale + x];
+            uint32_t pixel = pixels[(row * CELL_HEIGHT * con.text.scale + y) * (con.text.pitch / 4) + column * CELL_WIDTH * con.text.scale + x];
             assert_int_equal(pixel, lines[y / con.text.scale][x / con.text.scale] == '#' ? 0xd0d0d0 : 0);
         }
 }
@@ -66,6 +66,41 @@ static void pictures(void **state)
         assert_picture(1, 1, a);
         assert_int_equal(lit_in_cell(2, 1), 0);
     }
+}
+
+/* Other pixels: every byte of the buffer is what a picture drawn at 32 bits says, and what is not shown stays. */
+static void other_depths(void **state)
+{
+    static const struct { struct boot_framebuffer fb; uint32_t ink; } depths[] = {
+        {{.bpp = 24, .red_pos = 16, .green_pos = 8, .blue_pos = 0, .red_bits = 8, .green_bits = 8, .blue_bits = 8}, 0xd0d0d0},
+        {{.bpp = 24, .red_pos = 0, .green_pos = 8, .blue_pos = 16, .red_bits = 8, .green_bits = 8, .blue_bits = 8}, 0xd0d0d0},
+        {{.bpp = 16, .red_pos = 11, .green_pos = 5, .blue_pos = 0, .red_bits = 5, .green_bits = 6, .blue_bits = 5}, 26u << 11 | 52u << 5 | 26},
+        {{.bpp = 15, .red_pos = 10, .green_pos = 5, .blue_pos = 0, .red_bits = 5, .green_bits = 5, .blue_bits = 5}, 26u << 10 | 26u << 5 | 26},
+        {{.bpp = 32, .red_pos = 20, .green_pos = 10, .blue_pos = 0, .red_bits = 10, .green_bits = 10, .blue_bits = 10}, 832u << 20 | 832u << 10 | 832},
+    };
+    static const char text[] = "Text on\nother pixels, more of it than a line has room for: it goes on below.\nThe end";
+    for (size_t d = 0; d < sizeof(depths) / sizeof(depths[0]); d++)
+        for (unsigned width = 241; width <= 1300; width += 1059) {
+            screen(width, 90, 3);
+            write_text(text);
+            struct boot_framebuffer other = depths[d].fb;
+            unsigned bytes = (other.bpp + 7u) / 8, pitch = (width + 3) * bytes;
+            other.hpa = 0xe0000000, other.width = width, other.height = 90, other.pitch = pitch;
+            uint8_t *drawn = malloc((size_t)pitch * 90);
+            memset(drawn, 0, (size_t)pitch * 90);
+            for (unsigned y = 0; y < 90; y++)
+                memset(drawn + y * pitch + width * bytes, 0x55, 3 * bytes);
+            memset(&con, 0, sizeof(con));
+            assert_true(fbcon_init(&other, drawn));
+            write_text(text);
+            for (unsigned y = 0; y < 90; y++)
+                for (unsigned x = 0; x < width + 3; x++) {
+                    uint32_t pixel = 0, as_32 = pixels[y * (width + 3) + x];
+                    memcpy(&pixel, drawn + y * pitch + x * bytes, bytes);
+                    assert_int_equal(pixel, x >= width ? PADDING >> (32 - 8 * bytes) : as_32 ? depths[d].ink : 0);
+                }
+            free(drawn);
+        }
 }
 
 /* No two characters look alike, and all but the blank look like something. */
@@ -149,7 +184,12 @@ static void unusable(void **state)
 #define REFUSED(change) do { fb = good; change; memset(&con, 0, sizeof(con)); assert_false(fbcon_init(&fb, pixels)); write_text("A"); } while (0)
     REFUSED(fb.hpa = 0);
     REFUSED(fb.hpa = UINT64_MAX);
-    REFUSED(fb.bpp = 24);
+    REFUSED(fb.bpp = 8);
+    REFUSED(fb.bpp = 25);
+    REFUSED(fb.bpp = 16); /* channels beyond it */
+    REFUSED(fb.red_bits = 0);
+    REFUSED(fb.blue_bits = 17);
+    REFUSED(fb.hpa += 2);
     REFUSED(fb.pitch = 640 * 4 + 2);
     REFUSED(fb.pitch = 639 * 4);
     REFUSED(fb.width = 100);
@@ -164,7 +204,7 @@ static void unusable(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(pictures), cmocka_unit_test(all_characters), cmocka_unit_test(starts_over),
-                                       cmocka_unit_test(anything), cmocka_unit_test(other_tables), cmocka_unit_test(unusable)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(pictures), cmocka_unit_test(other_depths), cmocka_unit_test(all_characters),
+                                       cmocka_unit_test(starts_over), cmocka_unit_test(anything), cmocka_unit_test(other_tables), cmocka_unit_test(unusable)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

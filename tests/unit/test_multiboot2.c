@@ -86,6 +86,7 @@ static void all_that_is_of_interest(void **state)
     assert_int_equal(mb.rsdp_bytes, 36);
     assert_int_equal(mb.fb.hpa, 0xfd000000);
     assert_true(mb.fb.width == 1024 && mb.fb.height == 768 && mb.fb.pitch == 4096 && mb.fb.red_pos == 16 && mb.fb.green_pos == 8 && mb.fb.blue_pos == 0);
+    assert_true(mb.fb.red_bits == 8 && mb.fb.green_bits == 8 && mb.fb.blue_bits == 8);
     assert_false(mb.text_screen);
 }
 

@@ -11,6 +11,7 @@
 #include "core/lock.h"
 #include "include/hv/dmm.h"
 #include "lib/string.h"
+#include "mm/dmm/share.h"
 #include "mm/dmm/space.h"
 
 static struct { char name[DMM_NAME_MAX]; bool secure; } groups[DMM_GROUP_MAX + 1]; /* [0] is nobody's */
@@ -59,6 +60,8 @@ void dmm_group_set_secure(unsigned group, bool secure)
             dmm_scan_forget(s);
         dmm_space_release(s);
     }
+    if (!secure)
+        share_drop_unsealed();
     __atomic_fetch_add(&changes, 1, __ATOMIC_RELEASE);
 }
 

@@ -9,6 +9,8 @@
  *               flush has made its CPUs forget it
  *
  * A page whose partner turned out different goes back to RW at once; a partner with which nobody merged does so at the next write or scan.
+ * In a secure group the page is SEALED in the end, with a partner or alone, and whoever touches it waits for the same work: a frame, a copy, and a note
+ * of what was left ("unsealed", below).
  * One thread merges at a time (policies/dedup.c); the limbo is its own, and read by the audit.
  */
 #include "core/log.h"
@@ -29,7 +31,6 @@ const char *dmm_merge_result_name(enum dmm_merge_result r)
 
 /* ---- limbo --------------------------------------------------------------------------------------------------------- */
 
-uint64_t share_limbo_count(void) { return limbo_count; }
 
 /* The entry at gfn has left the frame, and the space's CPUs do not know yet: it stays a user. Inside the gate. */
 static void to_limbo(mfn_t m, const struct dmm_space *s, gfn_t gfn)
@@ -68,6 +69,7 @@ static unsigned limbo_of(uint16_t id)
 
 void dmm_merge_finish(void)
 {
+    share_drop_unsealed();
     while (limbo_count) {
         uint16_t id = limbo[0].space_id;
         struct dmm_space *s = dmm_space_acquire(id); /* none: it is being taken apart, and no CPU runs it */
@@ -78,6 +80,61 @@ void dmm_merge_finish(void)
         free_limbo(id);
     }
 }
+
+/* ---- unsealed --------------------------------------------------------------------------------------------------------
+ *
+ * Whoever unseals a page leaves a frame that had one user, two, or a thousand: to free it, to take a chunk of the map apart, or to look through all of
+ * it takes different times, and the guest waits meanwhile. So the fault only notes who has left, in a random place of this pool; what has to leave
+ * that place for it is counted out then, and that is another page's, from some time before. The rest goes when the scanner passes by, a space is
+ * taken apart, or frames are lacking. Every CPU has forgotten these: they may be counted out at any time.
+ */
+
+#define UNSEALED_MAX 256u
+static struct leaver { mfn_t mfn; gfn_t gfn; uint16_t space_id; } unsealed[UNSEALED_MAX]; /* space_id 0: free */
+static unsigned unsealed_count;
+static uint64_t unsealed_random = UINT64_C(0x2545f4914f6cdd1d);
+static struct spinlock unsealed_lock = SPINLOCK_INIT(LOCK_RANK_UNSEALED, "unsealed");
+
+void share_drop_later(mfn_t m, uint16_t space_id, uint64_t gfn)
+{
+    spin_lock(&unsealed_lock);
+    unsealed_random = (unsealed_random ^ __builtin_ia32_rdtsc()) * UINT64_C(0x9e3779b97f4a7c15);
+    struct leaver *place = &unsealed[unsealed_random >> 56], old = *place;
+    *place = (struct leaver){ m, gfn_of(gfn), space_id };
+    unsealed_count += !old.space_id;
+    if (old.space_id) /* under the lock: who finds the pool empty can rely on all having left */
+        share_drop(old.mfn, old.space_id, old.gfn.v);
+    spin_unlock(&unsealed_lock);
+}
+_Static_assert(UNSEALED_MAX == 1u << (64 - 56), "eight random bits");
+
+/* One place. Returns whether there was somebody. */
+static bool drop_unsealed_at(unsigned n)
+{
+    spin_lock(&unsealed_lock);
+    struct leaver old = unsealed[n];
+    unsealed[n].space_id = 0;
+    if (old.space_id) {
+        share_drop(old.mfn, old.space_id, old.gfn.v);
+        __atomic_fetch_sub(&unsealed_count, 1, __ATOMIC_RELEASE);
+    }
+    spin_unlock(&unsealed_lock);
+    return old.space_id;
+}
+
+bool share_drop_unsealed(void)
+{
+    bool any = false;
+    if (likely(!__atomic_load_n(&unsealed_count, __ATOMIC_ACQUIRE)))
+        return false;
+    bool outermost = dmm_enter();
+    for (unsigned n = 0; n < UNSEALED_MAX; n++)
+        any |= drop_unsealed_at(n);
+    dmm_leave(outermost);
+    return any;
+}
+
+uint64_t share_limbo_count(void) { return limbo_count + unsealed_count; }
 
 /* ---- protecting ------------------------------------------------------------------------------------------------------ */
 

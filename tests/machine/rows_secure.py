@@ -1,6 +1,7 @@
 """Secure groups: what the time of an access tells."""
 import re
 
+from machine import QemuMachine
 from rows import require, row
 from rows_tiny import create, on_disk
 
@@ -43,9 +44,9 @@ def share_secure(bench):
     """In a secure group the next access to what the scanner took up traps, merged or not, and takes as long, also if it was
     none when they were merged; in another a read tells nothing either."""
     config, files = on_disk("bench.elf")
-    m = bench.boot(config + "secure-groups = vault\n", files)
+    m = bench.boot(config + "secure-groups = vault\n", files, extra=("--icount",) if bench.kind is QemuMachine else ())
     m.command("policy off dedup")
-    count = 300
+    count = 240
     ticks, traps, vm = read_after_sweep(m, "plain", "web", count)
     require(traps["cow-shared"] + traps["cow-sealed"] < 50 and vm["sealed_pages"] == 0, f"reads are trapped: {traps}")
     free = ticks["read_again"]

@@ -19,6 +19,7 @@ enum lock_rank { /* taken in ascending order */
     LOCK_RANK_SPACE,       /* mm/dmm: the upper levels of one space */
     LOCK_RANK_P2M,         /* mm/dmm: one 2 MiB region of one space */
     LOCK_RANK_IMAGE,       /* mm/dmm: one 2 MiB region of an image */
+    LOCK_RANK_UNSEALED,    /* mm/dmm: sealed pages that were left */
     LOCK_RANK_SHARE,       /* mm/dmm: shared frames */
     LOCK_RANK_RMAP,        /* mm/dmm: storage for reverse maps */
     LOCK_RANK_COVER,       /* mm/dmm: what is set aside for one space */

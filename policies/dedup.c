@@ -4,7 +4,8 @@
  * A sweep visits all spaces, region by region. Hashing everything every time is what makes scanners a burden, so it goes by dirty bits: pages
  * are *aged* some regions ahead of where the scan is, and those that are still clean when it comes by are at rest and worth a look, once. Each is
  * zero, or has a partner in the table, or becomes a partner for others; until somebody writes to it the next sweeps pass it by at the price of
- * reading its entry. So one sweep after guests have come to rest finds everything, and the sweeps after that cost next to nothing.
+ * reading its entry. So one sweep after guests have come to rest finds everything, and the sweeps after that cost next to nothing. What a fork
+ * shares is looked at in the same way, once; all its users move to the frame that the table has, and the one they leave is free when the last has left.
  *
  * What keeps breaking is not worth sharing: a region whose shares break is left alone for twice as many sweeps each time. A 2 MiB mapping is
  * worth more than a few pages: it is broken if enough of its pieces would be saved, for its own sake or that of another region's pages that are equal
@@ -108,6 +109,7 @@ static bool try_another(struct dmm_space *s, struct dmm_merge *m, uint64_t key)
 
 static void merge_batch(struct dmm_space *s)
 {
+    const bool secure = dmm_group_secure(dmm_space_group(s));
     unsigned rounds = 0;
     while (batch_count) {
         unsigned again = 0, count = batch_count;
@@ -121,8 +123,10 @@ static void merge_batch(struct dmm_space *s)
             batch[again] = batch[n];
             batch_key[again++] = batch_key[n];
         }
-        rounds += again == count; /* each round one is entered, or sealed; else the table is beyond hope */
-        batch_count = rounds < 2 ? again : 0;
+        rounds += again == count; /* each round one is entered, or sealed; else the table is beyond hope, and a secure group's are sealed alone */
+        batch_count = rounds < (secure ? 3 : 2) ? again : 0;
+        for (unsigned n = 0; rounds == 2 && n < batch_count; n++)
+            batch[n].with = batch[n].mfn;
     }
 }
 
@@ -201,7 +205,7 @@ static void consider_page(struct dmm_space *s, unsigned n, gfn_t gfn)
         return;
     }
     dedup_table_enter(&table, key, mfn, gfn, INVALID_MFN);
-    if (kind == DMM_CANDIDATE_IN_LARGE) {
+    if (kind == DMM_CANDIDATE_IN_LARGE && !scan.page[n].shared) { /* its frame stays in use by others: no mapping is broken for it */
         in_large[n] = with;
         ++*tally_of(with);
     } else {
@@ -549,17 +553,17 @@ static unsigned count_spaces(void)
     return count;
 }
 
-/* Between sweeps: the longer one if there is no hurry. There is when memory becomes short, or a VM is made. */
+/* Between sweeps: the longer one if there is no hurry. There is when memory becomes short, a VM is made, or a group becomes secure. */
 static void pause_between_sweeps(void)
 {
     bool was_short = memory_is_short();
-    uint64_t idle_ns = param(IDLE_SECONDS) * 1000000000 + NAP_NS, begun = time_ns(), spaces = count_spaces();
+    uint64_t idle_ns = param(IDLE_SECONDS) * 1000000000 + NAP_NS, begun = time_ns(), spaces = count_spaces(), groups = dmm_group_changes();
     counts.pause_ns = last_sweep_was_poor() && !was_short ? idle_ns : BUSY_PAUSE_NS;
     for (uint64_t now = begun; now < begun + counts.pause_ns; now = time_ns()) {
         uint64_t left = begun + counts.pause_ns - now;
         if (waitq_wait(&wanted, is_asked_now, &dedup, MIN(left, BUSY_PAUSE_NS)) == WAIT_DONE)
             return;
-        if (memory_is_short() != was_short || count_spaces() != spaces)
+        if (memory_is_short() != was_short || count_spaces() != spaces || dmm_group_changes() != groups)
             return;
     }
 }

@@ -7,7 +7,8 @@
  *
  * With `share` on the command line it fills pages in equal pairs, prints `bench: waiting` and waits for a key, until when somebody has had
  * them shared; then it writes to one of each pair, which is copied, and to the other, which is alone then and is not. With `secure` it does nothing
- * but fill equal pairs with a page that is like no other between them, wait, and read first the equal pages and then the others.
+ * but fill equal pairs with a page that is like no other between them, and as many that are all equal, wait, and read one of each pair, then those
+ * like no other, then those that are all equal.
  */
 #include "lib/cpus.h"
 
@@ -214,10 +215,13 @@ static uint64_t look(uint64_t gpa) { return *(volatile uint64_t *)gpa; }
 
 static void bench_secure(uint64_t n)
 {
-    uint64_t base = fill_pages(3 * n), at = base, alone = base + 2 * 4096;
+    uint64_t base = fill_pages(4 * n), at = base, alone = base + 2 * 4096, many = base + 3 * n * 4096;
+    for (uint64_t k = 0; k < n; k++)
+        copy_page(many + k * 4096, base + 3 * n * 4096);
     wait_for_key();
     MEASURE("read_equal", n, (look(at), at += 3 * 4096));
     MEASURE("read_alone", n, (look(alone), alone += 3 * 4096));
+    MEASURE("read_many", n, (look(many), many += 4096));
     at = base;
     MEASURE("read_again", n, (look(at), at += 3 * 4096));
 }

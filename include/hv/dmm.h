@@ -175,7 +175,9 @@ unsigned dmm_group_of(const char *name /* NULL, "": 0 */); /* makes it if there 
 unsigned dmm_group_find(const char *name);                 /* 0: there is none */
 const char *dmm_group_name(unsigned group);                /* NULL: there is none */
 bool dmm_group_secure(unsigned group);
+/* What was shared, or looked at, before it was switched on is for the next sweep to take up: all is fresh again. */
 void dmm_group_set_secure(unsigned group, bool secure);
+uint64_t dmm_group_changes(void);                          /* how often that was called */
 unsigned dmm_space_group(const struct dmm_space *s);
 /* What it shares with, as one number: spaces of one group have the same, any other its own. */
 uint64_t dmm_space_domain(const struct dmm_space *s);
@@ -183,9 +185,9 @@ uint64_t dmm_space_domain(const struct dmm_space *s);
 /*
  * A scan sees one 2 MiB region at a time, of a space that was acquired. A private page is dirty (written to since it was aged), fresh (not
  * written to since, and not listed since) or unchanged (listed before, and not written to since). Dirty bits are the CPU's; where it has none, every
- * page that was listed before counts as fresh again.
+ * page that was listed before counts as fresh again. A shared page that a merge did not make so is fresh once, too.
  */
-struct dmm_scan_page { uint16_t index; /* in the region */ mfn_t mfn; };
+struct dmm_scan_page { uint16_t index; /* in the region */ bool shared; mfn_t mfn; };
 struct dmm_scan {
     uint16_t dirty, unchanged, fresh, shared, zero, pinned, unstable /* broke before, or a page table */, other;
     bool large;          /* one 2 MiB mapping: the pieces are listed, and can be merged after dmm_break_large() */

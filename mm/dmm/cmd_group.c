@@ -106,4 +106,5 @@ static void complete_group(int argn, char **argv, void (*add)(const char *candid
 CONSOLE_COMMAND_C(group, cmd_group, "group [list]\ngroup secure NAME on|off",
                   "sharing groups: which there are, how many VMs each has, what they share, and what the secure mode has cost so far: accesses\n"
                   "that trapped and were copied, and the time for each. In a secure group every page that the scanner takes up traps at its\n"
-                  "next access, merged or not. Pages that are sealed when it is switched off are unsealed as they are touched.", complete_group);
+                  "next access, merged or not; what it had taken up before, after the next sweep. Pages that are sealed when it is switched off are\n"
+                  "unsealed as they are touched.", complete_group);

@@ -175,8 +175,9 @@ static struct outcome unseal(struct dmm_space *s, struct region *r, p2m_entry_t 
 {
     p2m_entry_t e = p2m_read(slot);
     mfn_t m = share_mfn_of(s, e, P2M_SEALED);
-    if (!share_copy_out(frame_cpu(), s, r, slot, e, gfn, m, P2M_SEALED, access))
-        return stalled_for(s, POOL_WANT_BREAK);
+    while (!share_copy_out(frame_cpu(), s, r, slot, e, gfn, m, P2M_SEALED, access))
+        if (!share_drop_unsealed())
+            return stalled_for(s, POOL_WANT_BREAK);
     *left = m;
     return (struct outcome){ DMM_FAULT_RETRY, DMM_CAUSE_COW_SEALED, true };
 }
@@ -253,7 +254,7 @@ __attribute__((noinline)) static struct outcome rare_fault(struct dmm_space *s, 
     if (o.flush)
         dmm_flush_wait(s);
     if (mfn_valid(left))
-        share_drop(left, s->id, gfn.v);
+        share_drop_later(left, s->id, gfn.v);
     return o;
 }
 
@@ -476,6 +477,7 @@ void dmm_wait_memory(struct dmm_space *s, uint64_t timeout_ns)
     struct memory_wait w = { s, __atomic_load_n(&memory_wakes, __ATOMIC_ACQUIRE) };
     __atomic_fetch_add(&frame_waiters, 1, __ATOMIC_SEQ_CST); /* from here on freed frames go where memory_came() sees them */
     __atomic_fetch_add(&s->memory_waiters, 1, __ATOMIC_RELAXED);
+    share_drop_unsealed();
     waitq_wait(&memory_waitq, memory_came, &w, timeout_ns);
     __atomic_fetch_sub(&s->memory_waiters, 1, __ATOMIC_RELAXED);
     __atomic_fetch_sub(&frame_waiters, 1, __ATOMIC_SEQ_CST);

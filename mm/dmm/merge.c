@@ -9,6 +9,8 @@
  *               flush has made its CPUs forget it
  *
  * A page whose partner turned out different goes back to RW at once; a partner with which nobody merged does so at the next write or scan.
+ * In a secure group the page is SEALED in the end, with a partner or alone, and whoever touches it waits for the same work: a frame, a copy, and a note
+ * of what was left ("unsealed", below).
  * One thread merges at a time (policies/dedup.c); the limbo is its own, and read by the audit.
  */
 #include "core/log.h"
@@ -29,7 +31,6 @@ const char *dmm_merge_result_name(enum dmm_merge_result r)
 
 /* ---- limbo --------------------------------------------------------------------------------------------------------- */
 
-uint64_t share_limbo_count(void) { return limbo_count; }
 
 /* The entry at gfn has left the frame, and the space's CPUs do not know yet: it stays a user. Inside the gate. */
 static void to_limbo(mfn_t m, const struct dmm_space *s, gfn_t gfn)
@@ -68,6 +69,7 @@ static unsigned limbo_of(uint16_t id)
 
 void dmm_merge_finish(void)
 {
+    share_drop_unsealed();
     while (limbo_count) {
         uint16_t id = limbo[0].space_id;
         struct dmm_space *s = dmm_space_acquire(id); /* none: it is being taken apart, and no CPU runs it */
@@ -79,10 +81,75 @@ void dmm_merge_finish(void)
     }
 }
 
+/* ---- unsealed --------------------------------------------------------------------------------------------------------
+ *
+ * Whoever unseals a page leaves a frame that had one user, two, or a thousand: to free it, to take a chunk of the map apart, or to look through all of
+ * it takes different times, and the guest waits meanwhile. So the fault only notes who has left, in a random place of this pool; what has to leave
+ * that place for it is counted out then, and that is another page's, from some time before. The rest goes when the scanner passes by, a space is
+ * taken apart, or frames are lacking. Every CPU has forgotten these: they may be counted out at any time.
+ */
+
+#define UNSEALED_MAX 256u
+static struct leaver { mfn_t mfn; gfn_t gfn; uint16_t space_id; } unsealed[UNSEALED_MAX]; /* space_id 0: free */
+static unsigned unsealed_count;
+static uint64_t unsealed_random = UINT64_C(0x2545f4914f6cdd1d);
+static struct spinlock unsealed_lock = SPINLOCK_INIT(LOCK_RANK_UNSEALED, "unsealed");
+
+void share_drop_later(mfn_t m, uint16_t space_id, uint64_t gfn)
+{
+    spin_lock(&unsealed_lock);
+    unsealed_random = (unsealed_random ^ __builtin_ia32_rdtsc()) * UINT64_C(0x9e3779b97f4a7c15);
+    struct leaver *place = &unsealed[unsealed_random >> 56], old = *place;
+    *place = (struct leaver){ m, gfn_of(gfn), space_id };
+    unsealed_count += !old.space_id;
+    if (old.space_id) /* under the lock: who finds the pool empty can rely on all having left */
+        share_drop(old.mfn, old.space_id, old.gfn.v);
+    spin_unlock(&unsealed_lock);
+}
+_Static_assert(UNSEALED_MAX == 1u << (64 - 56), "eight random bits");
+
+/* One place. Returns whether there was somebody. */
+static bool drop_unsealed_at(unsigned n)
+{
+    spin_lock(&unsealed_lock);
+    struct leaver old = unsealed[n];
+    unsealed[n].space_id = 0;
+    if (old.space_id) {
+        share_drop(old.mfn, old.space_id, old.gfn.v);
+        __atomic_fetch_sub(&unsealed_count, 1, __ATOMIC_RELEASE);
+    }
+    spin_unlock(&unsealed_lock);
+    return old.space_id;
+}
+
+bool share_drop_unsealed(void)
+{
+    bool any = false;
+    if (likely(!__atomic_load_n(&unsealed_count, __ATOMIC_ACQUIRE)))
+        return false;
+    bool outermost = dmm_enter();
+    for (unsigned n = 0; n < UNSEALED_MAX; n++)
+        any |= drop_unsealed_at(n);
+    dmm_leave(outermost);
+    return any;
+}
+
+uint64_t share_limbo_count(void) { return limbo_count + unsealed_count; }
+
 /* ---- protecting ------------------------------------------------------------------------------------------------------ */
 
-/* `gfn` of `s` is to be SHARED_RO on its own frame `m`. */
-static enum dmm_merge_result protect_page(struct dmm_space *s, gfn_t gfn, mfn_t m)
+/* A shared frame with one user may have been protected a moment ago, by who is still waiting for the CPUs (dmm_protect_page()): then they are to
+ * forget it for us, too. One that others have joined was waited for before that. */
+static bool is_alone(struct dmm_space *s, mfn_t m)
+{
+    bool alone = __atomic_load_n(&frame_of(m)->refs, __ATOMIC_ACQUIRE) == 1;
+    if (alone)
+        __atomic_fetch_add(&s->flush_generation, 1, __ATOMIC_SEQ_CST);
+    return alone;
+}
+
+/* `gfn` of `s` is to be SHARED_RO on its own frame `m`; it may be so already, alone or with others. That it was listed remains known. */
+static enum dmm_merge_result protect_page(struct dmm_space *s, gfn_t gfn, mfn_t m, bool *flush)
 {
     enum dmm_merge_result result = DMM_MERGE_GONE;
     struct region *r = region_of(s, gfn);
@@ -90,14 +157,21 @@ static enum dmm_merge_result protect_page(struct dmm_space *s, gfn_t gfn, mfn_t 
         return result;
     bool outermost = dmm_enter();
     spin_lock(&r->lock);
-    p2m_entry_t *slot = r->l1 ? &r->l1[gfn.v % LARGE_PAGES] : NULL;
-    if (slot && s->format->type_of(p2m_read(slot), 1) == P2M_RW && mfn_eq(s->format->mfn_of(p2m_read(slot)), m)) {
+    p2m_entry_t *slot = r->l1 ? &r->l1[gfn.v % LARGE_PAGES] : NULL, e = slot ? p2m_read(slot) : 0;
+    enum p2m_type type = s->format->type_of(e, 1);
+    bool there = slot && (type == P2M_RW || type == P2M_SHARED_RO) && mfn_eq(s->format->mfn_of(e), m);
+    if (there && type == P2M_SHARED_RO) {
+        *flush |= is_alone(s, m);
+        result = DMM_MERGE_DONE;
+    } else if (there) {
         if (__atomic_load_n(&frame_of(m)->refs, __ATOMIC_ACQUIRE)) {
             result = DMM_MERGE_PINNED;
         } else if (!pool_can_owe(s, 1)) {
             result = DMM_MERGE_UNCOVERED;
         } else {
             share_protect(s, slot, gfn);
+            __atomic_fetch_or(slot, e & s->format->mark, __ATOMIC_RELAXED);
+            *flush = true;
             result = DMM_MERGE_DONE;
         }
     }
@@ -106,8 +180,8 @@ static enum dmm_merge_result protect_page(struct dmm_space *s, gfn_t gfn, mfn_t 
     return result;
 }
 
-/* The spaces to flush: each is acquired, but for the batch's own, which the caller has. */
-struct flush_set { struct dmm_space *space[DMM_MERGE_BATCH + 1]; unsigned count; };
+/* The spaces to flush: each is acquired, but for the batch's own, the first, which the caller has and which may need none. */
+struct flush_set { struct dmm_space *space[DMM_MERGE_BATCH + 1]; unsigned count; bool own; };
 
 static bool in_set(const struct flush_set *f, const struct dmm_space *s)
 {
@@ -115,6 +189,34 @@ static bool in_set(const struct flush_set *f, const struct dmm_space *s)
         if (f->space[n] == s)
             return true;
     return false;
+}
+
+/* Keeps what was acquired, unless it has it. */
+static void add_to_set(struct flush_set *f, struct dmm_space *t)
+{
+    f->own |= t == f->space[0];
+    if (in_set(f, t))
+        dmm_space_release(t);
+    else
+        f->space[f->count++] = t;
+}
+
+/* The one user of a shared frame. True in any case: it is looked at again under its lock. */
+static bool flush_alone(mfn_t m, struct flush_set *f)
+{
+    uint16_t id = 0;
+    share_lock(m);
+    if (frame_of(m)->type == FRAME_SHARED && frame_of(m)->refs == 1)
+        id = rmap_any_space(frame_of(m));
+    share_unlock(m);
+    struct dmm_space *t = id ? dmm_space_acquire(id) : NULL; /* none: an image's, which no CPU runs */
+    if (!t)
+        return true;
+    if (is_alone(t, m))
+        add_to_set(f, t);
+    else
+        dmm_space_release(t);
+    return true;
 }
 
 /* A partner is a shared frame already, or becomes one where its owner has it. */
@@ -125,7 +227,7 @@ static bool protect_partner(mfn_t m, struct flush_set *f)
     const struct frame *record = frame_record(m);
     struct frame now = { .what = __atomic_load_n(&record->what, __ATOMIC_RELAXED), .where = __atomic_load_n(&record->where, __ATOMIC_RELAXED) };
     if (now.type == FRAME_SHARED)
-        return true; /* looked at again under its lock */
+        return now.refs != 1 || flush_alone(m, f);
     if (now.type != FRAME_GUEST || now.flags & FRAME_GUEST_TABLE)
         return false;
     struct dmm_space *t = dmm_space_acquire(now.owner);
@@ -134,25 +236,21 @@ static bool protect_partner(mfn_t m, struct flush_set *f)
     gfn_t gfn = gfn_of(now.gfn + (now.flags & FRAME_LARGE ? m.v % LARGE_PAGES : 0));
     if (now.flags & FRAME_LARGE)
         dmm_break_large(t, gfn);
-    bool known = in_set(f, t), done = protect_page(t, gfn, m) == DMM_MERGE_DONE;
-    if (done && !known)
-        f->space[f->count++] = t; /* keeps what was acquired */
+    bool flush = false, done = protect_page(t, gfn, m, &flush) == DMM_MERGE_DONE;
+    if (flush)
+        add_to_set(f, t);
     else
         dmm_space_release(t);
     return done;
 }
 
-/* Did it protect any page of `s` itself? */
-static bool protect_all(struct dmm_space *s, struct dmm_merge *m, unsigned count, struct flush_set *f)
+static void protect_all(struct dmm_space *s, struct dmm_merge *m, unsigned count, struct flush_set *f)
 {
-    bool any = false;
     for (unsigned n = 0; n < count; n++) {
-        m[n].result = protect_page(s, m[n].gfn, m[n].mfn);
-        any |= m[n].result == DMM_MERGE_DONE;
+        m[n].result = protect_page(s, m[n].gfn, m[n].mfn, &f->own);
         if (m[n].result == DMM_MERGE_DONE && mfn_valid(m[n].with) && !mfn_eq(m[n].with, m[n].mfn) && !protect_partner(m[n].with, f))
             m[n].result = DMM_MERGE_PARTNER_GONE;
     }
-    return any;
 }
 
 /* ---- merging ----------------------------------------------------------------------------------------------------------- */
@@ -219,7 +317,7 @@ static enum dmm_merge_result merge_with(struct dmm_space *s, p2m_entry_t *slot, 
     if (secure)
         p2m_transition(s, slot, 1, P2M_SHARED_RO, P2M_SEALED, sealed(s, with));
     else
-        p2m_transition(s, slot, 1, P2M_SHARED_RO, P2M_SHARED_RO, s->format->make_leaf(P2M_SHARED_RO, with, 1));
+        p2m_transition(s, slot, 1, P2M_SHARED_RO, P2M_SHARED_RO, s->format->make_leaf(P2M_SHARED_RO, with, 1) | s->format->mark);
     to_limbo(m, s, gfn);
     return DMM_MERGE_DONE;
 }
@@ -253,7 +351,9 @@ static enum dmm_merge_result merge_page(struct dmm_space *s, const struct dmm_me
             if (secure)
                 p2m_transition(s, slot, 1, P2M_SHARED_RO, P2M_SEALED, sealed(s, k->mfn));
         }
-        if (result > DMM_MERGE_ALREADY)
+        if (result == DMM_MERGE_NO_MEMORY && secure) /* a lack must not tell either that there was somebody to join */
+            p2m_transition(s, slot, 1, P2M_SHARED_RO, P2M_SEALED, sealed(s, k->mfn));
+        else if (result > DMM_MERGE_ALREADY)
             share_unprotect(s, slot, k->gfn);
     }
     spin_unlock(&r->lock);
@@ -267,8 +367,8 @@ void dmm_merge(struct dmm_space *s, struct dmm_merge *m, unsigned count)
     hv_assert(count <= DMM_MERGE_BATCH);
     if (limbo_of(s->id) != limbo_count)
         dmm_merge_finish();
-    bool changed = protect_all(s, m, count, &f) || limbo_count;
-    for (unsigned n = changed ? 0 : 1; n < f.count; n++) {
+    protect_all(s, m, count, &f);
+    for (unsigned n = f.own || limbo_count ? 0 : 1; n < f.count; n++) {
         dmm_flush_wait(f.space[n]);
         free_limbo(f.space[n]->id);
     }

@@ -4,7 +4,8 @@
  * Hashing every page in every sweep is what makes scanners expensive, and a checksum that stayed the same is a poor sign that a page is at rest.
  * The CPU knows better: it sets a dirty bit. Here a page is first aged (its dirty bit cleared); if it is still clean when the scan comes
  * by, it is listed once and marked, by a bit of the entry that hardware ignores. From then on "marked and clean" means that whoever listed it
- * knows what it holds, and a later sweep pays one read of the entry for it.
+ * knows what it holds, and a later sweep pays one read of the entry for it. A shared page can not change at all: one that a fork made so is listed
+ * once as well, since it may be equal to others.
  *
  * No CPU is interrupted when dirty bits are cleared: one that has the old entry in its TLB does not set the bit again, so a write may go unseen until
  * it enters the guest the next time, when it flushes. This costs a chance to merge, or an attempt in vain; merging itself believes nothing but a comparison.
@@ -78,8 +79,24 @@ static void look_at_page(struct dmm_space *s, p2m_entry_t *slot, p2m_entry_t e, 
             f->flags &= (uint8_t)~FRAME_HISTORY;
     } else {
         set_bits(slot, s->format->mark);
-        out->page[out->fresh++] = (struct dmm_scan_page){ (uint16_t)index, m };
+        out->page[out->fresh++] = (struct dmm_scan_page){ (uint16_t)index, false, m };
     }
+}
+
+/* One that is shared but was not listed, by a fork above all, may be equal to others, and is listed once; what was merged is marked (merge.c). In a
+ * secure group none may stay: each is listed until it is sealed. */
+static void look_at_shared(struct dmm_space *s, p2m_entry_t *slot, p2m_entry_t e, gfn_t gfn, struct dmm_scan *out)
+{
+    bool secure = dmm_group_secure(s->group);
+    if (!secure && share_unprotect(s, slot, gfn)) { /* nobody else has it any more, and it was not written to */
+        look_at_page(s, slot, p2m_read(slot), (unsigned)(gfn.v % LARGE_PAGES), out);
+        return;
+    }
+    out->shared++;
+    if (e & s->format->mark && !secure)
+        return;
+    set_bits(slot, s->format->mark);
+    out->page[out->fresh++] = (struct dmm_scan_page){ (uint16_t)(gfn.v % LARGE_PAGES), true, s->format->mfn_of(e) };
 }
 
 static void look_at_entry(struct dmm_space *s, p2m_entry_t *slot, p2m_entry_t e, gfn_t gfn, uint64_t dirty, struct dmm_scan *out)
@@ -92,10 +109,7 @@ static void look_at_entry(struct dmm_space *s, p2m_entry_t *slot, p2m_entry_t e,
             look_at_page(s, slot, e, (unsigned)(gfn.v % LARGE_PAGES), out);
         break;
     case P2M_SHARED_RO:
-        if (share_unprotect(s, slot, gfn)) /* nobody else has it any more */
-            out->other++;
-        else
-            out->shared++;
+        look_at_shared(s, slot, e, gfn, out);
         break;
     case P2M_SEALED:
         out->shared++;
@@ -112,7 +126,7 @@ static void list_large(mfn_t first, struct dmm_scan *out)
 {
     out->fresh = LARGE_PAGES;
     for (unsigned n = 0; n < LARGE_PAGES; n++)
-        out->page[n] = (struct dmm_scan_page){ (uint16_t)n, mfn_add(first, n) };
+        out->page[n] = (struct dmm_scan_page){ (uint16_t)n, false, mfn_add(first, n) };
 }
 
 static void look_at_large(struct dmm_space *s, p2m_entry_t *slot, uint64_t dirty, struct dmm_scan *out)
@@ -213,7 +227,7 @@ void dmm_scan_forget_region(struct dmm_space *s, gfn_t gfn)
     spin_lock(&r->lock);
     p2m_entry_t *slot = p2m_leaf(r, gfn_of(ALIGN_DOWN(gfn.v, LARGE_PAGES)), &level);
     for (unsigned n = 0; n < (level == 1 ? LARGE_PAGES : 1); n++)
-        if (s->format->type_of(p2m_read(&slot[n]), level) == P2M_RW)
+        if (s->format->type_of(p2m_read(&slot[n]), level) == P2M_RW || s->format->type_of(p2m_read(&slot[n]), level) == P2M_SHARED_RO)
             clear_bits(&slot[n], s->format->mark);
     spin_unlock(&r->lock);
     dmm_leave(outermost);
@@ -222,7 +236,10 @@ void dmm_scan_forget_region(struct dmm_space *s, gfn_t gfn)
 void dmm_scan_forget(struct dmm_space *s)
 {
     for (uint64_t g = 0; g < dmm_space_end_gfn(s); g += LARGE_PAGES)
-        dmm_scan_forget_region(s, gfn_of(g));
+        if (region_place(s, gfn_of(g)))
+            dmm_scan_forget_region(s, gfn_of(g));
+        else
+            g += (CHUNK_REGIONS - 1) * LARGE_PAGES; /* nobody has touched any of the chunk */
 }
 
 uint16_t dmm_scan_get_note(struct dmm_space *s, gfn_t gfn)

@@ -51,7 +51,12 @@ static inline __attribute__((always_inline)) bool share_copy_out(struct frame_cp
     return true;
 }
 
-/* Users of shared frames whose entries have left and whose CPUs do not know it yet; for the audit. */
+/* The same for a sealed page, in a time that does not tell what was left; it is counted out some time later. */
+void share_drop_later(mfn_t m, uint16_t space_id, uint64_t gfn);
+/* Counts out all that wait for it; returns whether there were any. No lock of rank > P2M held. */
+bool share_drop_unsealed(void);
+
+/* Users of shared frames whose entries have left, and that have not been counted out yet; for the audit. */
 uint64_t share_limbo_count(void);
 
 #endif

@@ -282,6 +282,7 @@ static void make_empty(struct dmm_space *s)
     each_region(s, detach);
     __atomic_fetch_add(&s->translation.generation, 1, __ATOMIC_SEQ_CST); /* for the upper tables, whatever they lead to */
     dmm_flush_wait(s);
+    share_drop_unsealed(); /* before its id can become another's */
     if (s->base)
         image_depart(s);
     each_region(s, drop_detached);

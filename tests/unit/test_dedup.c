@@ -217,6 +217,32 @@ static uint64_t counter(const char *name)
     return counter_value;
 }
 
+/* A fork makes two users of each page, also of pages that are equal or zero: they are merged when all their users have been looked at, and looked at
+ * once. */
+static void test_shared_pages_are_merged(void **state)
+{
+    struct dmm_image *image;
+    create(0, 1, false);
+    for (uint64_t g = 0; g < PAGES; g++)
+        put(&vms[0], g, g % 5 == 0 ? 0 : g % 5 == 1 ? 7000000 + g : 100 + g % 300);
+    assert_int_equal(dmm_space_freeze(vms[0].s, &image), DMM_FREEZE_OK);
+    struct dmm_space_config cfg = { .name = "child", .vm_id = 2, .pages = PAGES, .group = 1, .format = &p2m_format_fake };
+    assert_int_equal(dmm_space_create_from(&cfg, image, &vms[1].s), DMM_CREATE_OK);
+    memcpy(vms[1].content, vms[0].content, sizeof(vms[0].content));
+    dmm_image_release(image);
+    for (unsigned k = 0; k < 2; k++)
+        for (uint64_t g = 0; g < PAGES; g += 512)
+            assert_int_equal(dmm_fault(vms[k].s, gfn_of(g), DMM_READ), DMM_FAULT_RETRY);
+    assert_int_equal(frames_used(), PAGES);
+    sweep();
+    assert_int_equal(frames_used(), least_frames());
+    uint64_t hashed = counter("pages_hashed"), done = counter("merged");
+    sweep();
+    assert_int_equal(counter("pages_hashed"), hashed);
+    assert_int_equal(counter("merged"), done);
+    destroy_all();
+}
+
 /* What nobody wrote to is not hashed again. */
 static void test_unchanged_costs_nothing(void **state)
 {
@@ -407,6 +433,13 @@ static void test_groups(void **state)
     destroy_all();
 }
 
+static uint64_t cause_count(unsigned k, enum dmm_fault_cause c)
+{
+    struct dmm_hist_summary h;
+    dmm_fault_summary(vms[k].s, c, &h);
+    return h.count;
+}
+
 /* Merged or not, the next access traps, and brings another frame. */
 static void test_secure_group(void **state)
 {
@@ -430,6 +463,50 @@ static void test_secure_group(void **state)
         }
     assert_int_equal(trapped, 2 * PAGES);
     check_all();
+    dmm_group_set_secure(2, false);
+    destroy_all();
+}
+
+static void expect_all_trap(unsigned k, uint64_t pages)
+{
+    uint64_t before[DMM_CAUSE_COUNT];
+    for (uint64_t g = 0; g < pages; g++) {
+        if (dmm_is_mapped(vms[k].s, gfn_of(g), DMM_READ))
+            fail_msg("vm %u gfn %lx (content %lu) does not trap", k, g, vms[k].content[g]);
+        for (unsigned c = 0; c < DMM_CAUSE_COUNT; c++)
+            before[c] = cause_count(k, c);
+        assert_int_equal(dmm_fault(vms[k].s, gfn_of(g), g % 3 ? DMM_READ : DMM_READ | DMM_WRITE), DMM_FAULT_RETRY);
+        for (unsigned c = 0; c < DMM_CAUSE_COUNT; c++)
+            assert_int_equal(cause_count(k, c), before[c] + (c == DMM_CAUSE_COW_SEALED));
+        assert_true(dmm_is_mapped(vms[k].s, gfn_of(g), DMM_WRITE));
+    }
+}
+
+/* A group becomes secure when it has long been scanned: what was merged, what was looked at in vain, what a fork shares and what is in a 2 MiB
+ * mapping traps alike from the next sweep on. */
+static void test_becomes_secure(void **state)
+{
+    struct dmm_image *image;
+    for (unsigned k = 0; k < 3; k++) {
+        create(k, 2, k == 2);
+        for (uint64_t g = 0; g < PAGES; g++)
+            put(&vms[k], g, g % 3 == k % 2 ? 9000000 + k * PAGES + g : 200 + g); /* two in three have partners */
+    }
+    sweep();
+    sweep();
+    assert_true(any_frame_in_common(&vms[0], &vms[1], true));
+    assert_true(dmm_is_mapped(vms[0].s, gfn_of(0), DMM_READ | DMM_WRITE));
+    assert_int_equal(dmm_space_freeze(vms[1].s, &image), DMM_FREEZE_OK);
+    for (uint64_t g = 0; g < PAGES; g += 512)
+        assert_int_equal(dmm_fault(vms[1].s, gfn_of(g), DMM_READ), DMM_FAULT_RETRY);
+    uint64_t changes = dmm_group_changes();
+    dmm_group_set_secure(2, true);
+    assert_true(dmm_group_changes() != changes);
+    sweep();
+    for (unsigned k = 0; k < 3; k++)
+        expect_all_trap(k, PAGES);
+    check_all();
+    dmm_image_release(image);
     dmm_group_set_secure(2, false);
     destroy_all();
 }
@@ -764,7 +841,8 @@ int main(void)
         cmocka_unit_test(test_table), cmocka_unit_test(test_one_sweep_finds_all), cmocka_unit_test(test_unchanged_costs_nothing),
         cmocka_unit_test(test_large_in_use), cmocka_unit_test(test_large_as_partner), cmocka_unit_test(test_large_is_not_the_only_partner),
         cmocka_unit_test(test_large_behind_the_sweep), cmocka_unit_test(test_large_breaks_no_others), cmocka_unit_test(test_groups),
-        cmocka_unit_test(test_secure_group), cmocka_unit_test(test_secure_group_with_large),
+        cmocka_unit_test(test_secure_group), cmocka_unit_test(test_secure_group_with_large), cmocka_unit_test(test_becomes_secure),
+        cmocka_unit_test(test_shared_pages_are_merged),
         cmocka_unit_test(test_uncovered_is_tried_again), cmocka_unit_test(test_digest), cmocka_unit_test(test_what_breaks_is_left_alone),
         cmocka_unit_test(test_budget), cmocka_unit_test(test_stops_when_switched_off), cmocka_unit_test(test_pauses),
         cmocka_unit_test(test_large_policy), cmocka_unit_test(test_against_writers),

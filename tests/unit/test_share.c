@@ -139,6 +139,41 @@ static void test_full_map(void **state)
     assert_int_equal(frame_count(FRAME_SHARED) + frame_count(FRAME_GUEST), 0);
 }
 
+/* Somebody else is in the midst of protecting a page: its guest still writes. Who merges with it, or merges it itself, has to have waited. */
+static uint64_t *late_word;
+static void write_late(void *owner, bool wait)
+{
+    if (late_word)
+        *late_word = 4711;
+    late_word = NULL;
+}
+
+static void test_partner_is_just_being_protected(void **state)
+{
+    static const struct dmm_space_ops ops = { .kick = write_late };
+    struct dmm_space_config cfg = { .name = "t", .vm_id = 8, .pages = 512, .group = 1, .format = &p2m_format_fake, .ops = &ops };
+    struct dmm_space *s = make(512, DMM_CLASS_BEST_EFFORT, 1), *t;
+    assert_int_equal(dmm_space_create(&cfg, &t), DMM_CREATE_OK);
+    assert_true(dmm_space_add_ram(t, gfn_of(0), 512));
+    for (unsigned own = 0; own < 2; own++) {
+        put(s, own, 5);
+        put(t, own, 5);
+        struct region *r = region_of(t, gfn_of(own));
+        bool outermost = dmm_enter();
+        spin_lock(&r->lock);
+        share_protect(t, &r->l1[own], gfn_of(own));
+        spin_unlock(&r->lock);
+        dmm_leave(outermost);
+        late_word = mfn_to_hva(frame_at(t, own));
+        enum dmm_merge_result got = own ? merge(t, own, frame_at(s, own)) : merge(s, own, frame_at(t, own));
+        assert_int_equal(got, DMM_MERGE_DIFFERENT);
+        expect(s, own, 5);
+    }
+    dmm_space_destroy(s);
+    dmm_space_destroy(t);
+    host_audit();
+}
+
 /* ---- classes, and the last frame ------------------------------------------------------------------------------------------ */
 
 static uint64_t fill_until_stalled(struct dmm_space *s)
@@ -590,7 +625,8 @@ int main(void)
         cmocka_unit_test(test_what_a_stall_waits_for), cmocka_unit_test(test_strict_is_not_merged_uncovered),
         cmocka_unit_test(test_who_shares_too_much_can_not_become_strict),
         cmocka_unit_test(test_insurance_follows_the_rate),
-        cmocka_unit_test(test_audit_sees_damage), cmocka_unit_test(test_writers_while_merging),
+        cmocka_unit_test(test_audit_sees_damage), cmocka_unit_test(test_partner_is_just_being_protected),
+        cmocka_unit_test(test_writers_while_merging),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }

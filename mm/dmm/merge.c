@@ -144,7 +144,7 @@ static bool is_alone(struct dmm_space *s, mfn_t m)
 {
     bool alone = __atomic_load_n(&frame_of(m)->refs, __ATOMIC_ACQUIRE) == 1;
     if (alone)
-        __atomic_fetch_add(&s->flush_generation, 1, __ATOMIC_SEQ_CST);
+        __atomic_fetch_add(&s->translation.generation, 1, __ATOMIC_SEQ_CST);
     return alone;
 }
 

@@ -1,4 +1,4 @@
-/* What the commands that make, copy and end VMs share (vm.c, fork.c). Console thread context, between vm_command_begin() and vm_command_end(). */
+/* What the commands that make, copy and end VMs share (vm.c, make.c, fork.c). Console thread context, between vm_command_begin() and vm_command_end(). */
 #ifndef HV_VM_LIFE_H
 #define HV_VM_LIFE_H
 
@@ -13,10 +13,12 @@ void vm_command_end(void);
 enum vm_result vm_refuse(char *why, enum vm_result r, const char *fmt, ...) PRINTF_LIKE(3, 4);
 enum vm_result vm_bad_state(const struct vm *vm, const char *what, char *why); /* "... is stopped and can not be `what`" */
 struct vm *vm_lookup(const char *name);
+const struct boot_info *vm_boot_info(void);
 
 /* A VM that is CREATED and on no list, of the configuration of another one and with memory inherited from its image. */
 enum vm_result vm_make_like(const struct vm *like, struct dmm_image *image, const char *name, struct vm **out, char *why);
 void vm_publish(struct vm *vm);          /* on the list from now on */
+void vm_withdraw(struct vm *vm);         /* and no more */
 void vm_unmake(struct vm *vm);           /* on no list; all vCPUs parked or never started */
 
 /* RUNNING -> PAUSED: every vCPU is parked and time stands still. */

@@ -81,7 +81,7 @@ struct vdev_bus;               /* include/hv/vdev.h */
 struct vm {
     uint32_t id;               /* (c) never reused */
     char name[CONFIG_NAME_MAX];/* (c) */
-    const struct config_vm *config; /* (c) pointer; forks share it, and it changes only by a command (vm.c) */
+    const struct config_vm *config; /* (c) pointer; forks share it, and it changes only by a command (make.c) */
     struct spinlock lock;      /* LOCK_RANK_VM */
     volatile enum vm_state state; /* (l) writers, (a) readers */
     char stop_reason[160];     /* (l) "guest powered off", "triple fault at rip=...", ... */
@@ -114,7 +114,7 @@ struct vm {
     struct list_head node;     /* LOCK_RANK_VM_LIST */
 };
 
-/* ---- life cycle (vm/vm.c); console thread context: may block ------------------------------------------------ */
+/* ---- life cycle (vm/vm.c, make.c); console thread context: may block ------------------------------------------------ */
 enum vm_result { VM_OK, VM_NO_MEMORY, VM_NAME_IN_USE, VM_NO_SUCH_FILE, VM_BAD_IMAGE, VM_BAD_STATE, VM_BAD_CONFIG, VM_LIMIT };
 /* On failure *why (size >= 160) says what was wrong and where. */
 enum vm_result vm_create(const struct config_vm *cfg, const char *name, struct vm **out, char *why);

@@ -31,7 +31,6 @@ const char *dmm_merge_result_name(enum dmm_merge_result r)
 
 /* ---- limbo --------------------------------------------------------------------------------------------------------- */
 
-
 /* The entry at gfn has left the frame, and the space's CPUs do not know yet: it stays a user. Inside the gate. */
 static void to_limbo(mfn_t m, const struct dmm_space *s, gfn_t gfn)
 {

@@ -52,11 +52,3 @@ bool share_unprotect(struct dmm_space *s, p2m_entry_t *slot, gfn_t gfn)
     take_back(s, slot, gfn, m);
     return true;
 }
-
-bool share_join(mfn_t m, uint16_t space_id, uint64_t gfn)
-{
-    share_lock(m);
-    bool ok = rmap_add(frame_of(m), space_id, gfn) == RMAP_OK;
-    share_unlock(m);
-    return ok;
-}

@@ -32,8 +32,6 @@ static inline void share_drop(mfn_t m, uint16_t space_id, uint64_t gfn)
     if (unlikely(!left))
         frame_free(m, 0);
 }
-/* One more entry will lead there: counted before it is made. */
-bool share_join(mfn_t m, uint16_t space_id, uint64_t gfn);
 
 /* An entry of this type, which is `e`, gets a frame of the space's own with what `m` holds. Region locked. False: there is none. */
 static inline __attribute__((always_inline)) bool share_copy_out(struct frame_cpu *c, struct dmm_space *s, struct region *r, p2m_entry_t *slot,

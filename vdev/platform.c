@@ -124,12 +124,10 @@ static void devices_reset(struct platform *p)
 static bool attach(struct platform *p)
 {
     const struct { uint16_t first, count; vdev_pio_fn *fn; void *dev; } ports[] = {
-        {0x020, 2, vpic_pio, p}, {0x0a0, 2, vpic_pio, p}, {0x4d0, 2, vpic_pio, p},
-        {0x040, 4, vpit_pio, &p->pit}, {0x061, 1, vpit_port61_pio, &p->pit},
-        {0x060, 1, vreset_8042_pio, &p->reset}, {0x064, 1, vreset_8042_pio, &p->reset},
-        {0x070, 2, vrtc_pio, &p->rtc}, {0x092, 1, vreset_port92_pio, &p->reset},
-        {0x3f8, 8, vuart_pio, &p->uart}, {0xcf8, 8, vreset_pci_pio, &p->reset},
-        {GUEST_PM1_EVENT_PORT, 12, vpm_pio, &p->pm},
+        {0x020, 2, vpic_pio, p}, {0x040, 4, vpit_pio, &p->pit}, {0x060, 1, vreset_8042_pio, &p->reset},
+        {0x061, 1, vpit_port61_pio, &p->pit}, {0x064, 1, vreset_8042_pio, &p->reset}, {0x070, 2, vrtc_pio, &p->rtc},
+        {0x092, 1, vreset_port92_pio, &p->reset}, {0x0a0, 2, vpic_pio, p}, {0x3f8, 8, vuart_pio, &p->uart},
+        {0x4d0, 2, vpic_pio, p}, {GUEST_PM1_EVENT_PORT, 12, vpm_pio, &p->pm}, {0xcf8, 8, vreset_pci_pio, &p->reset},
     };
     for (unsigned n = 0; n < ARRAY_SIZE(ports); n++)
         if (!vdev_bus_add_pio(p->vm->bus, ports[n].first, ports[n].count, ports[n].fn, ports[n].dev))

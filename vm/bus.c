@@ -26,11 +26,11 @@ void vdev_bus_destroy(struct vdev_bus *b) { kfree(b); }
 
 bool vdev_bus_add_pio(struct vdev_bus *b, uint16_t first, uint16_t count, vdev_pio_fn *fn, void *dev)
 {
-    unsigned at = 0;
-    if (b->pio_count == VDEV_MAX_PIO || !count || (uint32_t)first + count > 0x10000)
+    unsigned at = b->pio_count;
+    if (at == VDEV_MAX_PIO || !count || (uint32_t)first + count > 0x10000)
         return false;
-    while (at < b->pio_count && b->pio[at].first < first)
-        at++;
+    while (at && b->pio[at - 1].first >= first) /* from the end: who adds in order moves nothing */
+        at--;
     if ((at && b->pio[at - 1].first + (uint32_t)b->pio[at - 1].count > first) ||
         (at < b->pio_count && first + (uint32_t)count > b->pio[at].first))
         return false;

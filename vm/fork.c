@@ -79,30 +79,30 @@ struct fork {
     const char *prefix;
     struct vm **children;
     unsigned made, next_number;
+    char name[CONFIG_NAME_MAX]; /* of the next child */
     struct dmm_image *image;
     struct vm_saved *state;
 };
 
-/* The next PREFIXn that no VM has. Children that are on no list yet have lower numbers. */
-static enum vm_result next_name(struct fork *f, char name[CONFIG_NAME_MAX], char *why)
+/* f->name: the next PREFIXn that no VM has. Children that are on no list yet have lower numbers. */
+static enum vm_result next_name(struct fork *f, char *why)
 {
     do {
-        int len = f->prefix ? snprintf(name, CONFIG_NAME_MAX, "%s%u", f->prefix, f->next_number++)
-                            : snprintf(name, CONFIG_NAME_MAX, "%s-f%u", f->parent->name, f->next_number++);
+        int len = f->prefix ? snprintf(f->name, CONFIG_NAME_MAX, "%s%u", f->prefix, f->next_number++)
+                            : snprintf(f->name, CONFIG_NAME_MAX, "%s-f%u", f->parent->name, f->next_number++);
         if (len >= (int)CONFIG_NAME_MAX)
-            return vm_refuse(why, VM_BAD_CONFIG, "%.31s...: the name of a child would be longer than %u characters: give name=PREFIX", name,
+            return vm_refuse(why, VM_BAD_CONFIG, "%.31s...: the name of a child would be longer than %u characters: give name=PREFIX", f->name,
                              CONFIG_NAME_MAX - 1);
-    } while (vm_lookup(name));
+    } while (vm_lookup(f->name));
+    if (!config_name_valid(f->name))
+        return vm_refuse(why, VM_BAD_CONFIG, "\"%.40s\" is no name for a VM: letters, digits, _ . and -", f->name);
     return VM_OK;
 }
 
 static enum vm_result make_child(struct fork *f, char *why)
 {
-    char name[CONFIG_NAME_MAX];
     struct vm *child;
-    enum vm_result r = next_name(f, name, why);
-    if (r == VM_OK)
-        r = vm_make_like(f->parent, f->image, name, &child, why);
+    enum vm_result r = vm_make_like(f->parent, f->image, f->name, &child, why);
     if (r != VM_OK)
         return r;
     f->children[f->made++] = child;
@@ -119,22 +119,14 @@ static enum vm_result make_children(struct fork *f, unsigned count, char *why)
     enum vm_result r = capture(f->parent, &f->state, &f->image, why);
     if (r != VM_OK)
         return r;
-    while (r == VM_OK && f->made < count)
-        r = make_child(f, why);
+    for (unsigned n = 0; r == VM_OK && n < count; n++) {
+        if (n)
+            r = next_name(f, why);
+        if (r == VM_OK)
+            r = make_child(f, why);
+    }
     dmm_image_release(f->image);
     kfree(f->state);
-    return r;
-}
-
-static enum vm_result check_names(const struct fork *f, unsigned count, char *why)
-{
-    struct fork trial = *f;
-    char name[CONFIG_NAME_MAX];
-    enum vm_result r = VM_OK;
-    for (unsigned n = 0; r == VM_OK && n < count; n++)
-        r = next_name(&trial, name, why);
-    if (r == VM_OK && !config_name_valid(name))
-        r = vm_refuse(why, VM_BAD_CONFIG, "\"%.40s\" is no name for a VM: letters, digits, _ . and -", name);
     return r;
 }
 
@@ -143,7 +135,7 @@ static enum vm_result do_fork(struct fork *f, unsigned count, bool paused, char 
     bool ran;
     if (!count || count > VM_FORK_MAX)
         return vm_refuse(why, VM_LIMIT, "%u children: 1 to %u at a time", count, VM_FORK_MAX);
-    enum vm_result r = check_names(f, count, why);
+    enum vm_result r = next_name(f, why); /* a prefix that will not do is refused before anything is held */
     if (r == VM_OK)
         r = hold(f->parent, "forked", &ran, why);
     if (r != VM_OK)

@@ -378,7 +378,7 @@ static enum vm_result make(const struct config_vm *cfg, const struct vm *like, s
         return vm_refuse(why, VM_NO_MEMORY, "no memory for the VM's state");
     spin_init(&vm->lock, LOCK_RANK_VM, "vm");
     waitq_init(&vm->state_wait);
-    snprintf(vm->name, sizeof(vm->name), "%s", name);
+    str_copy(vm->name, sizeof(vm->name), name);
     vm->config = like ? config_share(cfg) : config_copy(cfg);
     if (!vm->config) {
         kfree(vm);

@@ -85,7 +85,11 @@ void svm_request_nmi_window(struct vcpu *v, bool on)
     (void)on;
 }
 
-void svm_clear_interrupt_shadow(struct vcpu *v) { vmcb_of(v)->c.interrupt_shadow = 0; }
+void svm_clear_interrupt_shadow(struct vcpu *v)
+{
+    vmcb_of(v)->c.interrupt_shadow = 0;
+    svm_of(v)->shadow_kept = 0;
+}
 
 /*
  * Software CPUs forget the shadow at VMRUN: an alarm armed inside the shadow of STI would ring before the HLT behind
@@ -97,6 +101,24 @@ void svm_inject_entering(struct vcpu *v)
     struct svm_vcpu *s = svm_of(v);
     if (!svm_features()->honours_shadow)
         arm_window(s, !(s->vmcb->c.interrupt_shadow & 1));
+}
+
+/*
+ * And an entry that ends before the guest has run its instruction, for an interrupt of ours that was waiting, says at its exit that there is no
+ * shadow: the next entry would let the guest's interrupt in before the HLT. RIP has not moved: the shadow is still there. A guest that
+ * jumps to itself looks the same, so this is so only a few times in a row.
+ */
+void svm_keep_shadow(struct svm_vcpu *s, struct vmcb *b, uint64_t rip)
+{
+    enum { IN_A_ROW_MAX = 16 };
+    if (svm_features()->honours_shadow)
+        return;
+    if (b->s.rip == rip && s->shadow_kept < IN_A_ROW_MAX) {
+        b->c.interrupt_shadow |= 1;
+        s->shadow_kept++;
+    } else {
+        s->shadow_kept = 0;
+    }
 }
 
 /*

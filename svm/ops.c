@@ -106,8 +106,8 @@ bool svm_exited_fault(struct vcpu *v)
 {
     struct svm_vcpu *s = svm_of(v);
     struct vmcb *b = s->vmcb;
-    if (unlikely((b->c.exit_int_info & SVM_EVENT_VALID) || s->nmi_masked || s->irq_window))
-        return false;
+    if (unlikely((b->c.exit_int_info & SVM_EVENT_VALID) || s->nmi_masked || s->irq_window || (b->c.interrupt_shadow & 1)))
+        return false; /* the last: svm_keep_shadow() looks at each exit */
     v->gpr[GPR_RAX] = b->s.rax; /* vcpu_may_clear_page() */
     vcpu_entry_end(v);
     stgi();
@@ -147,9 +147,13 @@ static inline bool enter(struct vcpu *v, struct svm_vcpu *s, struct vmcb *b)
     if (unlikely(s->irq_window))
         svm_inject_entering(v);
     put_registers(v, s, b);
+    const bool shadowed = b->c.interrupt_shadow & 1;
+    const uint64_t rip = v->rip;
     svm_enter(v);
     if (unlikely(s->irq_window))
         svm_window_left();
+    if (unlikely(shadowed))
+        svm_keep_shadow(s, b, rip);
     get_registers(v, s, b);
     svm_inject_exited(v, s, b);
     vcpu_entry_end(v);

@@ -25,6 +25,7 @@ struct svm_vcpu {
     bool irq_window;           /* asked for */
     bool fault_told, fault_resolved; /* svm_exited_fault() has asked DMM about this exit: if it is not resolved, v->fault_result says why */
     uint64_t iret_rip;
+    unsigned shadow_kept;      /* how many exits in a row svm_keep_shadow() has */
 };
 
 static inline struct svm_vcpu *svm_of(const struct vcpu *v) { return v->hvm; }
@@ -88,6 +89,8 @@ void svm_inject_entering(struct vcpu *v);
 void svm_inject_exited_slow(struct vcpu *v);
 /* Just after an exit from an entry with the alarm asked for. */
 void svm_window_left(void);
+/* Just after an exit from an entry at `rip` in an interrupt shadow. */
+void svm_keep_shadow(struct svm_vcpu *s, struct vmcb *b, uint64_t rip);
 static inline void svm_inject_exited(struct vcpu *v, struct svm_vcpu *s, struct vmcb *b)
 {
     b->c.event_inj = 0;

@@ -181,8 +181,40 @@ static void reset(void **state)
     }
 }
 
+/* A CPU that forgets the shadow at VMRUN: while RIP stands still it is there after each exit, but not for ever, and a new one is a new one. */
+static void shadow(void **state)
+{
+    (void)state;
+    struct one o;
+    init(&o);
+    o.b.s.rip = 0x1000;
+    svm_keep_shadow(&o.s, &o.b, 0x1000); /* one that does not forget has said so itself */
+    assert_int_equal(o.b.c.interrupt_shadow, 0);
+    svm_feature_flags.honours_shadow = false;
+    for (unsigned again = 0; again < 100; again++) {
+        o.b.c.interrupt_shadow = 0;
+        svm_keep_shadow(&o.s, &o.b, 0x1000); /* an interrupt of ours before the HLT */
+        assert_int_equal(o.b.c.interrupt_shadow, 1);
+        o.v.rflags = RFLAGS_IF;
+        assert_false(svm_can_inject_intr(&o.v));
+        svm_clear_interrupt_shadow(&o.v); /* the HLT has exited, and is done */
+        assert_true(svm_can_inject_intr(&o.v));
+    }
+    svm_keep_shadow(&o.s, &o.b, 0xfff); /* the instruction has run */
+    assert_int_equal(o.b.c.interrupt_shadow, 0);
+    unsigned kept = 0;
+    for (; kept < 1000; kept++) { /* STI; JMP to itself: interrupts come in the end */
+        o.b.c.interrupt_shadow = 0;
+        svm_keep_shadow(&o.s, &o.b, 0x1000);
+        if (!o.b.c.interrupt_shadow)
+            break;
+    }
+    assert_in_range(kept, 2, 100);
+    svm_feature_flags.honours_shadow = true;
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(copies), cmocka_unit_test(reset)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(copies), cmocka_unit_test(reset), cmocka_unit_test(shadow)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

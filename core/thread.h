@@ -127,6 +127,7 @@ enum wait_result waitq_wait(struct waitq *q, bool (*cond)(void *), void *arg, ui
 void waitq_wake_all(struct waitq *q);     /* any context, interrupt handlers included */
 void waitq_wake_one(struct waitq *q);
 void thread_sleep_ns(uint64_t ns);
+void thread_sleep_until_ns(uint64_t deadline_ns); /* absolute, time_ns() scale; one that has passed is no sleep */
 
 /* Iterate all threads for listings; cb returns false to stop. */
 void thread_for_each(bool (*cb)(struct thread *, void *), void *arg);

@@ -105,3 +105,11 @@ void thread_sleep_ns(uint64_t ns)
     waitq_init(&q);
     waitq_wait(&q, never, NULL, ns);
 }
+
+/* Nobody who has a deadline subtracts the time from it: between a look whether it has passed and the subtraction it may pass. */
+void thread_sleep_until_ns(uint64_t deadline_ns)
+{
+    uint64_t now = time_ns();
+    if (deadline_ns > now)
+        thread_sleep_ns(deadline_ns - now);
+}

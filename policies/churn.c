@@ -86,8 +86,7 @@ void churn_thread(void *arg)
             budget -= MIN(budget, MAX(done, 1u));
         }
         next_ns = MAX(next_ns + TICK_NS, now);
-        if (next_ns > time_ns())
-            thread_sleep_ns(next_ns - time_ns());
+        thread_sleep_until_ns(next_ns);
     }
 }
 

@@ -36,8 +36,12 @@
 #define ALIGN_UP(x, a) (((x) + ((a) - 1)) & ~((__typeof__(x))(a) - 1))
 #define ALIGN_DOWN(x, a) ((x) & ~((__typeof__(x))(a) - 1))
 #define IS_ALIGNED(x, a) (((x) & ((a) - 1)) == 0)
-#define MIN(a, b) ((a) < (b) ? (a) : (b))
-#define MAX(a, b) ((a) > (b) ? (a) : (b))
+/* Each argument is read once: what another CPU changes cannot be one thing when it is compared and another when it is taken. */
+#define MIN(a, b) CHOOSE_(a, <, b, __COUNTER__)
+#define MAX(a, b) CHOOSE_(a, >, b, __COUNTER__)
+#define CHOOSE_(a, is, b, n) CHOOSE_NAMED_(a, is, b, n) /* names of their own: these are nested */
+#define CHOOSE_NAMED_(a, is, b, n) \
+    ({ __typeof__(1 ? (a) : (b)) a_##n = (a), b_##n = (b); a_##n is b_##n ? a_##n : b_##n; })
 
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)

@@ -89,7 +89,13 @@ asm(".globl thread_switch, thread_entry\n"
     "pop %r15; pop %r14; pop %r13; pop %r12; pop %rbx; pop %rbp; ret\n"
     "thread_entry: xor %ebp, %ebp; call thread_first; ud2\n");
 
-uint64_t time_ns(void) { return now_ns; }
+static unsigned moving_looks; /* so many looks at the clock find that it has moved */
+uint64_t time_ns(void)
+{
+    now_ns += moving_looks ? 2 : 0; /* one alone would hit a deadline, never pass it */
+    moving_looks -= moving_looks ? 1 : 0;
+    return now_ns;
+}
 uint64_t time_tsc(void) { return now_ns * TSC_PER_NS; }
 uint64_t time_ns_to_tsc(uint64_t ns) { return ns * TSC_PER_NS; }
 
@@ -230,6 +236,17 @@ static void sleep_a_while(void)
     sleeps++;
 }
 
+/* To a point that is about to pass: one that sleeps to long after it never wakes, and is not done at the end. */
+static void sleep_until_soon(void)
+{
+    uint64_t deadline = now_ns + rnd(4);
+    moving_looks = rnd(6);
+    thread_sleep_until_ns(deadline);
+    moving_looks = 0;
+    hv_assert(now_ns >= deadline);
+    sleeps++;
+}
+
 static void use_alarm(void)
 {
     unsigned n = rnd(TIMERS);
@@ -307,7 +324,7 @@ static void worker_main(void *arg)
         switch (rnd(8)) {
         case 0: case 1: wait_for_token(); break;
         case 2: post(rnd(3), 1); break;
-        case 3: sleep_a_while(); break;
+        case 3: rnd(2) ? sleep_a_while() : sleep_until_soon(); break;
         case 4: use_alarm(); break;
         case 5: spin(); break;
         case 6: thread_yield(); break;

@@ -28,6 +28,8 @@ uint64_t hostmap_root_hpa(void);
 #define HOSTMAP_RW 1u
 #define HOSTMAP_UC 2u   /* device memory */
 bool hostmap_map(uint64_t va, uint64_t hpa, uint64_t bytes, unsigned flags);
+/* The same with frames[0], frames[1] ... frames[pages - 1]. */
+bool hostmap_map_frames(uint64_t va, const mfn_t *frames, uint64_t pages, unsigned flags);
 /* Removes [va, va + bytes), 4 KiB leaves only; on return no CPU has the translations any more. Interrupts on, once there are other CPUs. */
 void hostmap_unmap(uint64_t va, uint64_t bytes);
 /* The hpa behind a mapped va; INVALID_FRAME if there is none. */

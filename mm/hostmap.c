@@ -125,23 +125,37 @@ void hostmap_init(const struct boot_info *bi)
 
 uint64_t hostmap_root_hpa(void) { return root_hpa; }
 
-bool hostmap_map(uint64_t va, uint64_t hpa, uint64_t bytes, unsigned flags)
+/* The entry for the page at va, after `e`, that of the page before it (NULL: none): a walk for each table, not for each page. */
+static uint64_t *next_entry(uint64_t *e, uint64_t va, bool create)
+{
+    return e && PT_INDEX(va, 1) ? e + 1 : entry_at(va, 1, create);
+}
+
+/* Either frames[0..pages-1], or from hpa on. */
+static bool map_pages(uint64_t va, const mfn_t *frames, uint64_t hpa, uint64_t pages, unsigned flags)
 {
     uint64_t bits = PTE_P | PTE_G | PTE_NX | (flags & HOSTMAP_RW ? PTE_W : 0) | (flags & HOSTMAP_UC ? PTE_CACHE_UC : 0);
-    uint64_t done = 0;
+    uint64_t *e = NULL, done = 0;
     spin_lock(&map_lock);
-    for (; done < bytes; done += PAGE_SIZE) {
-        uint64_t *e = entry_at(va + done, 1, true);
+    for (; done < pages; done++) {
+        e = next_entry(e, va + done * PAGE_SIZE, true);
         if (!e)
             break;
         hv_assert(!(*e & PTE_P));
-        *e = (hpa + done) | bits;
+        *e = (frames ? mfn_to_hpa(frames[done]) : hpa + done * PAGE_SIZE) | bits;
     }
     spin_unlock(&map_lock);
-    if (done < bytes)
-        hostmap_unmap(va, done);
-    return done == bytes;
+    if (done < pages)
+        hostmap_unmap(va, done * PAGE_SIZE);
+    return done == pages;
 }
+
+bool hostmap_map(uint64_t va, uint64_t hpa, uint64_t bytes, unsigned flags)
+{
+    return map_pages(va, NULL, hpa, ALIGN_UP(bytes, PAGE_SIZE) / PAGE_SIZE, flags);
+}
+
+bool hostmap_map_frames(uint64_t va, const mfn_t *frames, uint64_t pages, unsigned flags) { return map_pages(va, frames, 0, pages, flags); }
 
 struct range { uint64_t va, end; };
 
@@ -156,9 +170,10 @@ static void forget(void *arg)
 void hostmap_unmap(uint64_t va, uint64_t bytes)
 {
     struct range gone = {va, va + bytes};
+    uint64_t *e = NULL;
     spin_lock(&map_lock);
     for (uint64_t end = va + bytes; va < end; va += PAGE_SIZE) {
-        uint64_t *e = entry_at(va, 1, false);
+        e = next_entry(e, va, false);
         hv_assert(e && (*e & PTE_P));
         *e = 0;
         invlpg((const void *)va);

@@ -18,7 +18,7 @@
 
 #define VMAP_BASE 0xffffc00000000000
 #define VMAP_SLOTS (GIB(1) / PAGE_SIZE)
-#define UNBACK_BATCH UINT64_C(64)
+#define BATCH UINT64_C(64)
 
 static uint64_t slot_taken[VMAP_SLOTS / 64];
 static uint64_t hint;
@@ -79,9 +79,9 @@ bool vmap_contains(const void *p)
 
 static void unback(uint64_t va, uint64_t pages)
 {
-    mfn_t batch[UNBACK_BATCH];
+    mfn_t batch[BATCH];
     for (uint64_t done = 0, n; done < pages; done += n) { /* a frame goes only after every CPU has forgotten it */
-        n = MIN(pages - done, UNBACK_BATCH);
+        n = MIN(pages - done, BATCH);
         for (uint64_t i = 0; i < n; i++)
             batch[i] = hpa_to_mfn(hostmap_lookup(va + (done + i) * PAGE_SIZE));
         hostmap_unmap(va + done * PAGE_SIZE, n * PAGE_SIZE);
@@ -90,20 +90,27 @@ static void unback(uint64_t va, uint64_t pages)
     }
 }
 
+/* All of them or none. */
+static bool back(uint64_t va, uint64_t pages)
+{
+    mfn_t batch[BATCH];
+    uint64_t have = 0;
+    while (have < pages && mfn_valid(batch[have] = frame_alloc(0, FRAME_ZEROED, FRAME_HV_HEAP, NULL)))
+        have++;
+    if (have == pages && hostmap_map_frames(va, batch, pages, HOSTMAP_RW))
+        return true;
+    while (have)
+        frame_free(batch[--have], 0);
+    return false;
+}
+
 void *vmap_alloc(uint64_t pages)
 {
     uint64_t va = vmap_reserve(pages), done = 0;
     if (!va)
         return NULL;
-    for (; done < pages; done++) {
-        mfn_t m = frame_alloc(0, FRAME_ZEROED, FRAME_HV_HEAP, NULL);
-        if (!mfn_valid(m))
-            break;
-        if (!hostmap_map(va + done * PAGE_SIZE, mfn_to_hpa(m), PAGE_SIZE, HOSTMAP_RW)) {
-            frame_free(m, 0);
-            break;
-        }
-    }
+    while (done < pages && back(va + done * PAGE_SIZE, MIN(pages - done, BATCH)))
+        done += MIN(pages - done, BATCH);
     if (done == pages)
         return (void *)va;
     unback(va, done);

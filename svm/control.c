@@ -88,7 +88,6 @@ bool svm_vcpu_init(struct vcpu *v)
     s->cpu = MAX_PCPUS; /* none */
     v->hvm = s;
     set_intercepts(&s->vmcb->c);
-    svm_vcpu_reset(v);
     return true;
 }
 

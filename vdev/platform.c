@@ -167,7 +167,6 @@ static bool platform_create(struct vm *vm, char *why)
     vpit_init(&p->pit, p);
     vrtc_init(&p->rtc, p);
     vuart_init(&p->uart, p);
-    devices_reset(p);
     if (!attach(p)) {
         snprintf(why, 160, "%s: the device bus is full or ranges overlap", vm->name);
         platform_destroy(vm);

@@ -670,7 +670,6 @@ struct vlapic *vlapic_create(struct platform *p, struct vcpu *v)
     l->vcpu = v;
     l->platform = p;
     vtimer_init(&l->timer, p, timer_fired, l);
-    vlapic_reset(l, true);
     return l;
 }
 

@@ -54,8 +54,6 @@ void fpu_init(void)
 bool fpu_vcpu_init(struct vcpu *v)
 {
     v->fpu_area = kzalloc(area_bytes);
-    if (v->fpu_area)
-        fpu_vcpu_reset(v);
     return v->fpu_area;
 }
 

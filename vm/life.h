@@ -15,7 +15,9 @@ enum vm_result vm_bad_state(const struct vm *vm, const char *what, char *why); /
 struct vm *vm_lookup(const char *name);
 const struct boot_info *vm_boot_info(void);
 
-/* A VM that is CREATED and on no list, of the configuration of another one and with memory inherited from its image. */
+/* Registers and devices as at power-on. All vCPUs are parked, or not started yet. */
+void vm_power_on_state(struct vm *vm);
+/* A VM that is CREATED and on no list, of the configuration of another one and with memory inherited from its image. What vm_load() sets is undefined. */
 enum vm_result vm_make_like(const struct vm *like, struct dmm_image *image, const char *name, struct vm **out, char *why);
 void vm_publish(struct vm *vm);          /* on the list from now on */
 void vm_withdraw(struct vm *vm);         /* and no more */

@@ -305,6 +305,8 @@ static enum vm_result build(struct vm *vm, const struct vm *like, struct dmm_ima
     for (unsigned n = 0; n < vm->vcpu_count; n++)
         if (!vcpu_create(vm, n))
             return vm_refuse(why, VM_NO_MEMORY, "no memory for vcpu%u", n);
+    if (!like) /* a copy's state is loaded instead */
+        vm_power_on_state(vm);
     vm->vcpus_made = vm->vcpu_count;
     for (unsigned n = 0; n < vm->vcpu_count; n++)
         if (!vcpu_start_thread(vm->vcpus[n]))

@@ -322,8 +322,6 @@ void msr_handle_write(struct vcpu *v)
 bool msr_vcpu_init(struct vcpu *v)
 {
     v->msrs = kzalloc(sizeof(*v->msrs));
-    if (v->msrs)
-        msr_vcpu_reset(v);
     return v->msrs;
 }
 

@@ -89,6 +89,16 @@ static void set_entry_state(struct vcpu *v, const struct load_entry *entry)
     ops->set_sregs(v, &entry->sregs);
 }
 
+void vm_power_on_state(struct vm *vm)
+{
+    for (unsigned n = 0; n < vm->vcpu_count; n++) {
+        ops->vcpu_reset(vm->vcpus[n]);
+        fpu_vcpu_reset(vm->vcpus[n]);
+        msr_vcpu_reset(vm->vcpus[n]);
+    }
+    platform->reset(vm);
+}
+
 /* Power-on state of all vCPUs, devices and time. All vCPUs are parked. */
 static void power_on(struct vm *vm)
 {
@@ -104,12 +114,9 @@ static void power_on(struct vm *vm)
         v->state = n ? VCPU_OFFLINE : VCPU_RUNNABLE;
         v->flush_gen_seen = 0; /* no generation is that: the first entry takes everything anew, and nobody takes it for done before */
         memset(v->len_cache, 0, sizeof(v->len_cache));
-        ops->vcpu_reset(v);
-        fpu_vcpu_reset(v);
-        msr_vcpu_reset(v);
         vcpu_set_tsc_offset(v, vm->tsc_offset);
     }
-    platform->reset(vm);
+    vm_power_on_state(vm);
 }
 
 static enum vm_result load_result_of(enum load_result r)

@@ -192,11 +192,11 @@ struct vm_irq_ops {
     bool (*post)(struct vcpu *v, bool nmi, uint8_t vector);
 };
 struct vm_platform_ops { /* set once by core/main.c */
-    bool (*create)(struct vm *vm, char *why);   /* devices, ACPI tables not yet */
+    bool (*create)(struct vm *vm, char *why);   /* devices, without a state before reset() or load(); ACPI tables not yet */
     void (*destroy)(struct vm *vm);
     void (*reset)(struct vm *vm);                /* as at power-on; vCPUs parked */
     void (*pause)(struct vm *vm, bool paused);   /* stops/starts virtual timers */
-    bool (*vcpu_create)(struct vcpu *v);
+    bool (*vcpu_create)(struct vcpu *v);         /* likewise */
     void (*vcpu_destroy)(struct vcpu *v);
     void (*vcpu_reset)(struct vcpu *v);
     /* Writes firmware tables (ACPI) into guest memory; returns the gpa of the RSDP, 0 if there is none. */

@@ -9,7 +9,7 @@ struct boot_info;
 
 /* ---- fpu.c: x87, SSE, AVX, XCR0, TSC_AUX ------------------------------------------------------------------------------ */
 void fpu_init(void);                       /* once, after cpu_init_this() */
-bool fpu_vcpu_init(struct vcpu *v);        /* false: out of memory */
+bool fpu_vcpu_init(struct vcpu *v);        /* no state before a reset or fpu_copy_in(); false: out of memory */
 void fpu_vcpu_fini(struct vcpu *v);
 void fpu_vcpu_reset(struct vcpu *v);       /* power-on state; the vCPU is parked */
 void fpu_spill(struct vcpu *v);            /* registers -> fpu_area, if they are live; any interrupt state */
@@ -29,7 +29,7 @@ bool cpuid_vm_shows(const struct vm *vm, uint32_t feature /* enum cpuid_feature 
 /* ---- msr.c, pv*.c, cr.c: each handler leaves RIP behind the instruction or has injected an exception ---------------------- */
 #define VCPU_MTRR_VARIABLE 8u
 struct vcpu_msrs { uint64_t mtrr_var[2 * VCPU_MTRR_VARIABLE], mtrr_fix[11], mtrr_def_type; };
-bool msr_vcpu_init(struct vcpu *v);
+bool msr_vcpu_init(struct vcpu *v);        /* no state before a reset; false: out of memory */
 void msr_vcpu_fini(struct vcpu *v);
 void msr_vcpu_reset(struct vcpu *v);
 void msr_handle_read(struct vcpu *v);

@@ -194,7 +194,6 @@ bool vmx_vcpu_init(struct vcpu *v)
     v->hvm = s;
     vmx_current(v);
     write_controls(s);
-    vmx_vcpu_reset(v);
     return true;
 }
 

@@ -57,13 +57,18 @@ static uint32_t rights_of_attr(uint32_t attr)
     return (attr & 0xff) | (attr & 0xf00) << 4;
 }
 
-void vmx_get_seg(struct vcpu *v, enum vcpu_seg_id s, struct vcpu_seg *out)
+static inline void get_seg(enum vcpu_seg_id s, struct vcpu_seg *out)
 {
-    vmx_current(v);
     *out = (struct vcpu_seg){
         .selector = (uint16_t)vmread(SEG_FIELD(SELECTOR, s)), .attr = attr_of_rights(vmread(SEG_FIELD(RIGHTS, s))),
         .limit = (uint32_t)vmread(SEG_FIELD(LIMIT, s)), .base = vmread(SEG_FIELD(BASE, s)),
     };
+}
+
+void vmx_get_seg(struct vcpu *v, enum vcpu_seg_id s, struct vcpu_seg *out)
+{
+    vmx_current(v);
+    get_seg(s, out);
 }
 
 static void set_seg(enum vcpu_seg_id s, const struct vcpu_seg *in)
@@ -206,8 +211,11 @@ static void set_lazy(struct vmx_vcpu *s, enum vmx_lazy_msr n, uint64_t value)
 
 /* ---- by name --------------------------------------------------------------------------------------------------------------- */
 
+/* All of this folds away where the register is known: the lists further down cost an instruction or two for each. The VMCS is current. */
+#define FOLDED static inline __attribute__((always_inline))
+
 /* Where the plain ones live; false: the register is none of them. */
-static bool field_of(enum vcpu_reg r, enum vmcs_field *f)
+FOLDED bool field_of(enum vcpu_reg r, enum vmcs_field *f)
 {
     switch (r) {
     case VCPU_CR3: *f = VMCS_GUEST_CR3; return true;
@@ -223,11 +231,9 @@ static bool field_of(enum vcpu_reg r, enum vmcs_field *f)
     }
 }
 
-uint64_t vmx_get_reg(struct vcpu *v, enum vcpu_reg r)
+FOLDED uint64_t get_reg(struct vmx_vcpu *s, enum vcpu_reg r)
 {
-    struct vmx_vcpu *s = vmx_of(v);
     enum vmcs_field f;
-    vmx_current(v);
     if (field_of(r, &f))
         return vmread(f);
     switch (r) {
@@ -243,11 +249,9 @@ uint64_t vmx_get_reg(struct vcpu *v, enum vcpu_reg r)
     }
 }
 
-void vmx_set_reg(struct vcpu *v, enum vcpu_reg r, uint64_t value)
+FOLDED void set_reg(struct vmx_vcpu *s, enum vcpu_reg r, uint64_t value)
 {
-    struct vmx_vcpu *s = vmx_of(v);
     enum vmcs_field f;
-    vmx_current(v);
     switch (r) {
     case VCPU_CR0: set_cr0(s, value); return;
     case VCPU_CR2: s->cr2 = value; return;
@@ -268,6 +272,18 @@ void vmx_set_reg(struct vcpu *v, enum vcpu_reg r, uint64_t value)
         vmwrite(f, value);
 }
 
+uint64_t vmx_get_reg(struct vcpu *v, enum vcpu_reg r)
+{
+    vmx_current(v);
+    return get_reg(vmx_of(v), r);
+}
+
+void vmx_set_reg(struct vcpu *v, enum vcpu_reg r, uint64_t value)
+{
+    vmx_current(v);
+    set_reg(vmx_of(v), r, value);
+}
+
 /* One list for both directions, so that neither forgets a register that the other has. */
 #define SREGS(R)                                                                                           \
     R(efer, VCPU_EFER) R(cr0, VCPU_CR0) R(cr2, VCPU_CR2) R(cr3, VCPU_CR3) R(cr4, VCPU_CR4) R(dr6, VCPU_DR6) R(dr7, VCPU_DR7) \
@@ -277,20 +293,23 @@ void vmx_set_reg(struct vcpu *v, enum vcpu_reg r, uint64_t value)
 
 void vmx_get_sregs(struct vcpu *v, struct vcpu_sregs *o)
 {
+    struct vmx_vcpu *s = vmx_of(v);
+    vmx_current(v);
     for (unsigned n = 0; n < SEG_COUNT; n++)
-        vmx_get_seg(v, n, &o->seg[n]);
+        get_seg(n, &o->seg[n]);
     o->gdtr.base = vmread(VMCS_GUEST_GDTR_BASE);
     o->gdtr.limit = (uint32_t)vmread(VMCS_GUEST_GDTR_LIMIT);
     o->idtr.base = vmread(VMCS_GUEST_IDTR_BASE);
     o->idtr.limit = (uint32_t)vmread(VMCS_GUEST_IDTR_LIMIT);
     o->cr8 = vmx_get_cr8(v);
-#define R(field, reg) o->field = vmx_get_reg(v, reg);
+#define R(field, reg) o->field = get_reg(s, reg);
     SREGS(R)
 #undef R
 }
 
 void vmx_set_sregs(struct vcpu *v, const struct vcpu_sregs *in)
 {
+    struct vmx_vcpu *s = vmx_of(v);
     vmx_current(v);
     for (unsigned n = 0; n < SEG_COUNT; n++)
         set_seg(n, &in->seg[n]);
@@ -298,7 +317,7 @@ void vmx_set_sregs(struct vcpu *v, const struct vcpu_sregs *in)
     vmwrite(VMCS_GUEST_GDTR_LIMIT, in->gdtr.limit & 0xffff);
     vmwrite(VMCS_GUEST_IDTR_BASE, canonical(in->idtr.base));
     vmwrite(VMCS_GUEST_IDTR_LIMIT, in->idtr.limit & 0xffff);
-#define R(field, reg) vmx_set_reg(v, reg, in->field);
+#define R(field, reg) set_reg(s, reg, in->field);
     SREGS(R) /* EFER after TR's segment */
 #undef R
     vmx_set_cr8(v, (uint8_t)in->cr8);

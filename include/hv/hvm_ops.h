@@ -40,7 +40,7 @@ enum vcpu_reg { VCPU_CR0, VCPU_CR2, VCPU_CR3, VCPU_CR4, VCPU_EFER, VCPU_DR6, VCP
     /* Turn it on on this CPU (after probe). False: *why. */                                               \
     OP(bool, cpu_enable, (const char **why))                                                               \
     OP(void, cpu_disable, (void))                                                                          \
-    /* Per-VM and per-vCPU state. False: out of frames. */                                                 \
+    /* Per-VM and per-vCPU state; registers are undefined before vcpu_reset(), or set_sregs() and load(). False: out of frames. */ \
     OP(bool, vm_init, (struct vm *vm))                                                                     \
     OP(void, vm_fini, (struct vm *vm))                                                                     \
     OP(bool, vcpu_init, (struct vcpu *vcpu))                                                               \

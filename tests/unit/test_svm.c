@@ -161,6 +161,7 @@ static void reset(void **state)
         struct vcpu v = {.vm = &vm};
         svm_feature_flags.pause_filter = filter;
         assert_true(svm_vcpu_init(&v));
+        svm_vcpu_reset(&v);
         struct svm_vcpu *s = svm_of(&v);
         struct vmcb_control first = made.c;
         assert_int_equal(!!(first.misc1 & SVM_MISC1(SVM_EXIT_PAUSE)), filter);

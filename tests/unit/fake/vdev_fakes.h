@@ -139,7 +139,8 @@ bool vdev_bus_add_mmio(struct vdev_bus *b, uint64_t gpa, uint64_t size, vdev_mmi
 
 static const struct config_vm fake_config = {.debug_exit = true, .memory_bytes = MIB(128)};
 
-static struct vm *fake_vm(unsigned vcpus)
+/* Without a state: for one that is loaded. */
+UNUSED static struct vm *fake_vm_made(unsigned vcpus)
 {
     struct vm *vm = calloc(1, sizeof *vm);
     char why[160];
@@ -153,6 +154,12 @@ static struct vm *fake_vm(unsigned vcpus)
         v->vm = vm, v->id = n;
         FAKE_CHECK(vdev_platform_ops.vcpu_create(v));
     }
+    return vm;
+}
+UNUSED static struct vm *fake_vm(unsigned vcpus)
+{
+    struct vm *vm = fake_vm_made(vcpus);
+    vdev_platform_ops.reset(vm);
     return vm;
 }
 static void fake_vm_free(struct vm *vm)

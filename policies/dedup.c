@@ -140,10 +140,11 @@ static void add_to_batch(struct dmm_space *s, gfn_t gfn, mfn_t mfn, mfn_t with, 
 
 /* ---- pages -------------------------------------------------------------------------------------------------------------- */
 
-/* One word throughout is nobody's secret and shared by all; anything else only inside the space's domain. */
+/* One word throughout is shared by all, but for secure groups: that somebody else has a page of that word may be a secret. Anything else only inside
+ * the space's domain. */
 static uint64_t key_of(const struct dmm_space *s, struct dmm_digest d)
 {
-    return d.content == DMM_CONTENT_DATA ? d.key ^ dmm_space_domain(s) * UINT64_C(0x9e3779b97f4a7c15) : ~d.key;
+    return d.content == DMM_CONTENT_DATA || dmm_group_secure(dmm_space_group(s)) ? d.key ^ dmm_space_domain(s) * UINT64_C(0x9e3779b97f4a7c15) : ~d.key;
 }
 
 /* Partners inside 2 MiB mappings are not used before it is known how many pages one mapping would have to be broken for. */

@@ -237,7 +237,7 @@ enum dmm_merge_result {
     DMM_MERGE_PARTNER_GONE,/* `with` can not be shared: it belongs to nobody now, is pinned, or a page table */
     DMM_MERGE_PINNED,
     DMM_MERGE_FULL,        /* `with` has as many users as a reverse map takes */
-    DMM_MERGE_FOREIGN,     /* of another group, and not filled with one word */
+    DMM_MERGE_FOREIGN,     /* of another group, and not filled with one word, or one of the groups is secure */
     DMM_MERGE_UNCOVERED,   /* a strict VM's, and no frame can be set aside for the day when it writes */
     DMM_MERGE_NO_MEMORY,   /* for a reverse map */
     DMM_MERGE_RESULT_COUNT,

@@ -270,15 +270,25 @@ static bool is_equal(const uint64_t *a, const uint64_t *b)
     return true;
 }
 
-/* Counts the page among the users of `with`, if that is a shared frame of a space that `s` may share with; *foreign: it is not such a space. */
-static enum dmm_merge_result join(struct dmm_space *s, gfn_t gfn, mfn_t with, bool *foreign)
+/* What `s` may share with another space (NULL: it is gone). Zeros are not asked for: there is one frame of them, whoever has some. */
+enum closeness { ANYTHING, ONE_WORD /* pages of one word throughout */, NOTHING };
+
+static enum closeness closeness_of(const struct dmm_space *s, const struct dmm_space *t)
+{
+    if (t && t->domain == s->domain)
+        return ANYTHING;
+    return dmm_group_secure(s->group) || (t && dmm_group_secure(t->group)) ? NOTHING : ONE_WORD;
+}
+
+/* Counts the page among the users of `with`, if that is a shared frame; *may: what may be shared with who has it already. */
+static enum dmm_merge_result join(struct dmm_space *s, gfn_t gfn, mfn_t with, enum closeness *may)
 {
     enum dmm_merge_result result = DMM_MERGE_PARTNER_GONE;
     share_lock(with);
     struct frame *f = frame_record(with);
     if (f->type == FRAME_SHARED && f->refs) {
         const struct dmm_space *t = space_of_id(rmap_any_space(f)); /* NULL: it is gone, and the frame in limbo */
-        *foreign = !t || t->domain != s->domain;
+        *may = closeness_of(s, t);
         switch (rmap_add(f, s->id, gfn.v)) {
         case RMAP_OK: result = DMM_MERGE_DONE; break;
         case RMAP_FULL: result = DMM_MERGE_FULL; break;
@@ -301,13 +311,13 @@ static p2m_entry_t sealed(const struct dmm_space *s, mfn_t m) { return s->format
 
 static enum dmm_merge_result merge_with(struct dmm_space *s, p2m_entry_t *slot, gfn_t gfn, mfn_t m, mfn_t with, bool secure)
 {
-    bool foreign = false;
-    enum dmm_merge_result result = join(s, gfn, with, &foreign);
+    enum closeness may = NOTHING;
+    enum dmm_merge_result result = join(s, gfn, with, &may);
     if (result != DMM_MERGE_DONE)
         return result;
     if (!is_equal(mfn_to_hva(m), mfn_to_hva(with)))
         result = DMM_MERGE_DIFFERENT;
-    else if (foreign && !is_same_filled(mfn_to_hva(m)))
+    else if (may == NOTHING || (may == ONE_WORD && !is_same_filled(mfn_to_hva(m))))
         result = DMM_MERGE_FOREIGN;
     if (result != DMM_MERGE_DONE) {
         leave(s, gfn, with);

@@ -404,9 +404,10 @@ static bool any_frame_in_common(const struct vm *a, const struct vm *b, bool dat
         struct region *r = region_of(a->s, gfn_of(g));
         unsigned level;
         p2m_entry_t e = r ? p2m_read(p2m_leaf(r, gfn_of(g), &level)) : 0;
-        if (!r || a->s->format->type_of(e, level) != P2M_SHARED_RO || (data_only && a->content[g] < 100))
+        enum p2m_type type = r ? a->s->format->type_of(e, level) : P2M_EMPTY;
+        if ((type != P2M_SHARED_RO && type != P2M_SEALED) || (data_only && a->content[g] < 100))
             continue;
-        const struct frame *f = frame_of(a->s->format->mfn_of(e));
+        const struct frame *f = frame_of(share_mfn_of(a->s, e, type));
         for (uint64_t h = 0; h < PAGES; h++)
             if (b->content[h] == a->content[g] && rmap_has(f, b->s->id, h))
                 return true;
@@ -438,6 +439,62 @@ static uint64_t cause_count(unsigned k, enum dmm_fault_cause c)
     struct dmm_hist_summary h;
     dmm_fault_summary(vms[k].s, c, &h);
     return h.count;
+}
+
+static void create_of_words(unsigned k, unsigned group, uint64_t word)
+{
+    create(k, group, false);
+    for (uint64_t g = 0; g < 40; g++)
+        put(&vms[k], g, word + g % 5);
+}
+
+/* That there is a page of one word somewhere is told to nobody outside a secure group, nor to anybody in it: whoever was there first. */
+static void test_secure_group_keeps_words(void **state)
+{
+    uint64_t foreign = counter("foreign");
+    dmm_group_set_secure(2, true);
+    for (unsigned first = 0; first < 3; first++) { /* 2: all at once */
+        for (unsigned n = 0; n < VMS; n++) {
+            unsigned k = first == 1 ? n : VMS - 1 - n;
+            create_of_words(k, k < 2 ? 2 : k == 2 ? 1 : 0, 10 * (first + 1)); /* of others each time: the table is still there */
+            if (first < 2 && n == 1)
+                sweep();
+        }
+        sweep();
+        for (unsigned k = 0; k < VMS; k++)
+            for (unsigned other = 0; other < VMS; other++)
+                if (k != other)
+                    assert_int_equal(any_frame_in_common(&vms[k], &vms[other], false), k / 2 == other / 2);
+        assert_int_equal(frames_used(), 2 * 5);
+        destroy_all();
+    }
+    assert_int_equal(counter("foreign"), foreign); /* nobody has even tried */
+    dmm_group_set_secure(2, false);
+}
+
+static mfn_t frame_behind(struct vm *v, uint64_t g)
+{
+    unsigned level;
+    return v->s->format->mfn_of(p2m_read(p2m_leaf(region_of(v->s, gfn_of(g)), gfn_of(g), &level)));
+}
+
+/* The same if the scanner proposes it, as it may: what it knows can be old. */
+static void test_secure_group_refuses_words(void **state)
+{
+    for (unsigned secure = 0; secure < 3; secure++) { /* none, the one who asks, the partner */
+        dmm_group_set_secure(secure, true);
+        for (unsigned k = 0; k < 2; k++) {
+            create(k, k + 1, false);
+            put(&vms[k], 0, 50);
+        }
+        struct dmm_merge m = { .gfn = gfn_of(0), .mfn = frame_behind(&vms[0], 0), .with = frame_behind(&vms[1], 0) };
+        dmm_merge(vms[0].s, &m, 1);
+        dmm_merge_finish();
+        assert_int_equal(m.result, secure ? DMM_MERGE_FOREIGN : DMM_MERGE_DONE);
+        check_all();
+        destroy_all();
+        dmm_group_set_secure(secure, false);
+    }
 }
 
 /* Merged or not, the next access traps, and brings another frame. */
@@ -841,7 +898,9 @@ int main(void)
         cmocka_unit_test(test_table), cmocka_unit_test(test_one_sweep_finds_all), cmocka_unit_test(test_unchanged_costs_nothing),
         cmocka_unit_test(test_large_in_use), cmocka_unit_test(test_large_as_partner), cmocka_unit_test(test_large_is_not_the_only_partner),
         cmocka_unit_test(test_large_behind_the_sweep), cmocka_unit_test(test_large_breaks_no_others), cmocka_unit_test(test_groups),
-        cmocka_unit_test(test_secure_group), cmocka_unit_test(test_secure_group_with_large), cmocka_unit_test(test_becomes_secure),
+        cmocka_unit_test(test_secure_group), cmocka_unit_test(test_secure_group_keeps_words),
+        cmocka_unit_test(test_secure_group_refuses_words),
+        cmocka_unit_test(test_secure_group_with_large), cmocka_unit_test(test_becomes_secure),
         cmocka_unit_test(test_shared_pages_are_merged),
         cmocka_unit_test(test_uncovered_is_tried_again), cmocka_unit_test(test_digest), cmocka_unit_test(test_what_breaks_is_left_alone),
         cmocka_unit_test(test_budget), cmocka_unit_test(test_stops_when_switched_off), cmocka_unit_test(test_pauses),

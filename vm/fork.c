@@ -54,8 +54,6 @@ static enum vm_result freeze(struct vm *vm, struct dmm_image **image, char *why)
     switch (dmm_space_freeze(vm->space, image)) {
     case DMM_FREEZE_OK: return VM_OK;
     case DMM_FREEZE_PINNED: return vm_refuse(why, VM_BAD_STATE, "%s: some of its memory is pinned", vm->name);
-    case DMM_FREEZE_TOO_DEEP:
-        return vm_refuse(why, VM_LIMIT, "%s has too long a line of forks and snapshots behind it: delete snapshots, or destroy VMs", vm->name);
     default: return vm_refuse(why, VM_NO_MEMORY, "no frames left to freeze the memory of %s", vm->name);
     }
 }

@@ -264,8 +264,8 @@ enum dmm_resize_result dmm_collapse_large(struct dmm_space *s, gfn_t gfn);
  * region is taken over when it is first touched, its frames shared. So the time depends on no size. The image lives until no space, no other
  * image and no holder is left that needs it. */
 struct dmm_image;
-/* All vCPUs parked, no pins. NULL: no memory, or too long a line of ancestors (*why). */
-enum dmm_freeze_result { DMM_FREEZE_OK, DMM_FREEZE_NO_MEMORY, DMM_FREEZE_PINNED, DMM_FREEZE_TOO_DEEP };
+/* All vCPUs parked, no pins. In a line of a dozen images the time depends on the size once: what is inherited is taken over. */
+enum dmm_freeze_result { DMM_FREEZE_OK, DMM_FREEZE_NO_MEMORY, DMM_FREEZE_PINNED };
 enum dmm_freeze_result dmm_space_freeze(struct dmm_space *s, struct dmm_image **out); /* `out` is held by the caller */
 /* A space of the same size and layout that inherits from it. */
 enum dmm_create_result dmm_space_create_from(const struct dmm_space_config *cfg, struct dmm_image *image, struct dmm_space **out);

@@ -7,6 +7,9 @@
 ; After a CPUID exit svm_exited_cpuid(v), and after a nested fault svm_exited_fault(v), says whether it has been answered and the guest can be
 ; entered again at once; what this function's caller wants back is saved and restored only around the whole.
 ;
+; QEMU has SYSENTER in compatibility mode, from which it leaves CS with D set beside L. Its VMRUN refuses that, as a CPU should (APM 2, 15.5.1), and
+; then spoils RIP in the VMCB, so it is put right before: no guest can load such a segment, and D says nothing in 64-bit mode.
+;
 ; VMLOAD, VMRUN and VMSAVE take the VMCB in RAX.
 ; STI under CLGI does not open a window; it makes IF 1 for VMRUN, which then lets a physical interrupt end the guest's run.
 
@@ -81,6 +84,9 @@ svm_enter:
     xor r14d, r14d
     xor r15d, r15d
     mov rdx, [rdx + SVM_VMCB_AT]
+    cmp byte [rdx + VMCB_CS_ATTR_HIGH_AT], CS_64_AND_32_BIT
+    je .mend_cs
+.mended:
     mov rax, [rdx + VMCB_EXIT_CODE_AT]
     cmp eax, SVM_EXIT_CPUID_CODE
     jne .no_cpuid
@@ -88,6 +94,11 @@ svm_enter:
     test al, al
     jnz .again
     jmp .done
+.mend_cs:
+    test dword [rdx + VMCB_EFER_AT], EFER_LMA_BIT ; elsewhere L means nothing
+    jz .mended
+    and byte [rdx + VMCB_CS_ATTR_HIGH_AT], ~CS_32_BIT & 0xff
+    jmp .mended
 .no_cpuid:
     cmp eax, SVM_EXIT_NPF_CODE
     jne .done

@@ -67,6 +67,14 @@ static inline unsigned vcpu_remembered_len(const struct vcpu *v, enum vm_exit_ki
     return likely(v->len_cache[slot].rip == v->rip && v->len_cache[slot].kind == kind) ? v->len_cache[slot].len : 0;
 }
 
+/* Apart, or what it needs to keep would be saved each time. */
+__attribute__((noinline)) static void vcpu_cpuid_timed(struct vcpu *v)
+{
+    uint64_t begin = rdtsc();
+    cpuid_answer(v);
+    v->stats[VM_EXIT_CPUID].tsc += (rdtsc() - begin) * SHORTCUT_TIMED;
+}
+
 /* A CPUID exit has just happened; registers and RIP are in *v, RFLAGS may not be. True: answered, EAX..EDX and RIP have changed and nothing else, and
  * the back end enters again, having ended the interrupt shadow. insn_len 0: unknown. False: nothing happened, take the long way. */
 static inline bool vcpu_shortcut_cpuid(struct vcpu *v, uint64_t rflags, unsigned insn_len)
@@ -77,13 +85,10 @@ static inline bool vcpu_shortcut_cpuid(struct vcpu *v, uint64_t rflags, unsigned
                  (uint32_t)v->rip >= UINT32_MAX - 15)) /* where 32-bit code would wrap */
         return false;
     v->rip += len;
-    if (unlikely(stat->count++ % SHORTCUT_TIMED == 0)) { /* reading the clock costs more than the answer */
-        uint64_t begin = rdtsc();
+    if (unlikely(stat->count++ % SHORTCUT_TIMED == 0)) /* reading the clock costs more than the answer */
+        vcpu_cpuid_timed(v);
+    else
         cpuid_answer(v);
-        stat->tsc += (rdtsc() - begin) * SHORTCUT_TIMED;
-    } else {
-        cpuid_answer(v);
-    }
     return true;
 }
 

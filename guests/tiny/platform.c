@@ -101,6 +101,32 @@ INSN(xop, "vpcmov %%xmm0, %%xmm1, %%xmm2, %%xmm3\n vzeroupper")
 INSN_VALUE(syscall, "lea 2f(%%rip), %%rax\n mov %%rax, %%rdx\n shr $32, %%rdx\n mov $0xc0000082, %%ecx\n wrmsr\n xor %%eax, %%eax\n"
            " mov $8, %%edx\n mov $0xc0000081, %%ecx\n wrmsr\n syscall\n ud2\n 2: mov %%cs, %%eax", 8)
 
+/* AMD's CPUs have SYSENTER outside long mode only, compatibility mode included, and then not at all. */
+static volatile uint64_t behind_sysenter;
+static volatile bool no_sysenter;
+static bool leave_compatibility(struct trap_frame *f)
+{
+    no_sysenter = f->vector == 6;
+    f->cs = 8;
+    f->rip = behind_sysenter;
+    return no_sysenter;
+}
+
+/* From 32-bit code in the innermost ring, to which it comes back; then something that exits, so that the CPU is entered with what SYSENTER leaves. */
+INSN_VALUE(enter, "pushfq\n pop %%r8\n mov $0x174, %%ecx\n mov $8, %%eax\n xor %%edx, %%edx\n wrmsr\n mov $0x175, %%ecx\n mov %%rsp, %%rax\n"
+           " mov %%rsp, %%rdx\n shr $32, %%rdx\n wrmsr\n mov $0x176, %%ecx\n lea 3f(%%rip), %%rax\n mov %%rax, behind_sysenter(%%rip)\n"
+           " mov %%rax, %%rdx\n shr $32, %%rdx\n wrmsr\n"
+           " push $0x18\n lea 2f(%%rip), %%rax\n push %%rax\n movq $0, resume(%%rip)\n lretq\n .code32\n 2: sysenter\n .code64\n"
+           " 3: xor %%eax, %%eax\n cpuid\n push %%r8\n popfq\n mov %%cs, %%eax", 8)
+static int use_sysenter(void)
+{
+    no_sysenter = false;
+    on_trap = leave_compatibility;
+    int r = use_enter();
+    on_trap = NULL;
+    return no_sysenter && !on_amd() ? 6 : r;
+}
+
 static int with_cr4(uint64_t bits)
 {
     uint64_t old = READ_CR(4);
@@ -253,7 +279,7 @@ static const struct feature { const char *name; uint32_t leaf; uint8_t sub, reg,
     {"aes", 1, 0, C, 25, use_aes}, {"xsave", 1, 0, C, 26, use_xsave}, {"osxsave", 1, 0, C, 27, NULL}, {"avx", 1, 0, C, 28, use_avx},
     {"f16c", 1, 0, C, 29, use_f16c}, {"rdrand", 1, 0, C, 30, use_rdrand}, {"hypervisor", 1, 0, C, 31, NULL},
     {"fpu", 1, 0, D, 0, use_fpu}, {"vme", 1, 0, D, 1, use_vme}, {"de", 1, 0, D, 2, use_de}, {"pse", 1, 0, D, 3, NULL}, {"tsc", 1, 0, D, 4, NULL},
-    {"msr", 1, 0, D, 5, NULL}, {"pae", 1, 0, D, 6, NULL}, {"cx8", 1, 0, D, 8, use_cx8}, {"apic", 1, 0, D, 9, NULL}, {"sep", 1, 0, D, 11, NULL},
+    {"msr", 1, 0, D, 5, NULL}, {"pae", 1, 0, D, 6, NULL}, {"cx8", 1, 0, D, 8, use_cx8}, {"apic", 1, 0, D, 9, NULL}, {"sep", 1, 0, D, 11, use_sysenter},
     {"mtrr", 1, 0, D, 12, NULL}, {"pge", 1, 0, D, 13, use_pge}, {"cmov", 1, 0, D, 15, use_cmov}, {"pat", 1, 0, D, 16, NULL},
     {"pse36", 1, 0, D, 17, NULL}, {"clflush", 1, 0, D, 19, use_clflush}, {"mmx", 1, 0, D, 23, use_mmx}, {"fxsr", 1, 0, D, 24, use_fxsr},
     {"sse", 1, 0, D, 25, use_sse}, {"sse2", 1, 0, D, 26, use_sse2}, {"self-snoop", 1, 0, D, 27, NULL}, {"htt", 1, 0, D, 28, NULL},

@@ -15,6 +15,7 @@ enum lock_rank { /* taken in ascending order */
     LOCK_RANK_NONE = 0,
     LOCK_RANK_VM_LIST,     /* vm/: the list of VMs */
     LOCK_RANK_VM,          /* vm/: one VM's life cycle */
+    LOCK_RANK_WRITE_LOG,   /* a back end: what a vCPU has logged as written */
     LOCK_RANK_POOL,        /* mm/dmm: pool list */
     LOCK_RANK_SPACE,       /* mm/dmm: the upper levels of one space */
     LOCK_RANK_P2M,         /* mm/dmm: one 2 MiB region of one space */

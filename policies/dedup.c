@@ -4,8 +4,9 @@
  * A sweep visits all spaces, region by region. Hashing everything every time is what makes scanners a burden, so it goes by dirty bits: pages
  * are *aged* some regions ahead of where the scan is, and those that are still clean when it comes by are at rest and worth a look, once. Each is
  * zero, or has a partner in the table, or becomes a partner for others; until somebody writes to it the next sweeps pass it by at the price of
- * reading its entry. So one sweep after guests have come to rest finds everything, and the sweeps after that cost next to nothing. What a fork
- * shares is looked at in the same way, once; all its users move to the frame that the table has, and the one they leave is free when the last has left.
+ * reading its entry, or less (see "the CPUs' logs of written pages"). So one sweep after guests have come to rest finds everything, and the sweeps
+ * after that cost next to nothing. What a fork shares is looked at in the same way, once; all its users move to the frame that the table has, and the
+ * one they leave is free when the last has left.
  *
  * What keeps breaking is not worth sharing: a region whose shares break is left alone for twice as many sweeps each time. A 2 MiB mapping is
  * worth more than a few pages: it is broken if enough of its pieces would be saved, for its own sake or that of another region's pages that are equal
@@ -35,7 +36,10 @@
 #define ENOUGH_WHEN_SHORT 8u            /* pages to be saved by breaking a 2 MiB mapping, which costs one for the entries, and the guest some speed */
 #define PASSES_MAX 3u
 
-enum { CPU_PERCENT, PAGES_PER_SECOND, IDLE_SECONDS, BREAK_LARGE_PERCENT, SHORT_PERCENT, BREAKS_MAX, PARAM_COUNT };
+#define LOOK_ANYWAY 32u                 /* one region in so many is looked at though its VM's logs have nothing of it */
+#define LOG_REGIONS_MIN 8u              /* fewer to be passed by are not worth a log */
+
+enum { CPU_PERCENT, PAGES_PER_SECOND, IDLE_SECONDS, BREAK_LARGE_PERCENT, SHORT_PERCENT, BREAKS_MAX, LOG_PAGES_MAX, PARAM_COUNT };
 static struct dmm_policy_param params[PARAM_COUNT] = {
     [CPU_PERCENT] = { "cpu_percent", "of one CPU, at most", 5, 1, 100 },
     [PAGES_PER_SECOND] = { "pages_per_second", "pages hashed, at most", 200000, 1, 100000000 },
@@ -45,11 +49,14 @@ static struct dmm_policy_param params[PARAM_COUNT] = {
     [SHORT_PERCENT] = { "short_percent",
         "memory is short below so much free: then 2 MiB mappings in use are broken too, and for a few pages", 25, 0, 100 },
     [BREAKS_MAX] = { "breaks_max", "a region with more broken shares since the last sweep is left alone for a while", 16, 1, 255 },
+    [LOG_PAGES_MAX] = { "log_pages_max",
+        "pages logged as written by a VM's CPUs, for each 2 MiB that need not be looked at: if it is more, it goes without logs (0: never any)", 64, 0, 512 },
 };
 
 /* Of the policy since boot. Written by its thread only. */
 static struct dedup_counts {
-    uint64_t sweeps, regions, skipped, waiting, large_broken, large_in_use;
+    uint64_t sweeps, regions, skipped, unchanged_regions, waiting, large_broken, large_in_use;
+    uint64_t logged;
     uint64_t hashed, unchanged, dirty, unstable, shared, zero, pinned, same_filled, sealed; /* pages */
     uint64_t cpu_ns, last_sweep_ns, last_hashed, last_found, pause_ns;
     uint64_t result[DMM_MERGE_RESULT_COUNT];
@@ -71,6 +78,7 @@ static struct {
     bool thorough;                      /* somebody has asked for it */
     bool broke_behind;                  /* a mapping that the sweep may have passed already: its pieces have not been looked at since */
     uint64_t begun_ns, found_before, hashed_before;
+    uint64_t rests, dirty, logged;      /* of this space: regions that changed nothing, pages written to, pages logged since the last sweep */
 } at;
 
 static uint64_t param(unsigned which) { return __atomic_load_n(&params[which].value, __ATOMIC_RELAXED); }
@@ -383,12 +391,26 @@ static void count_region(void)
     counts.pinned += scan.pinned;
 }
 
+/* Neither the CPUs' logs nor DMM know of a change since it was found at rest. Some are looked at nevertheless, others in each sweep: for what this does not
+ * tell (shares that have lost their other users, pages that are only read). What is left alone for a while is counted elsewhere. */
+static bool is_unchanged(struct dmm_space *s, uint64_t region, const struct note *n)
+{
+    return !at.thorough && !n->rest && !n->backoff && (region + counts.sweeps) % LOOK_ANYWAY && dmm_scan_is_unchanged(s, gfn_of(region * LARGE_PAGES));
+}
+
 static void scan_region(struct dmm_space *s, uint64_t region)
 {
     gfn_t gfn = gfn_of(region * LARGE_PAGES);
+    struct note n = read_note(s, gfn);
+    if (is_unchanged(s, region, &n)) {
+        counts.unchanged_regions++;
+        at.rests++;
+        return;
+    }
     if (is_left_alone(s, gfn) || !dmm_scan_region(s, gfn, &scan))
         return;
     count_region();
+    at.rests += scan.at_rest;
     bool waits = false;
     if (scan.large && scan.dirty && breaks_in_use() && !dmm_scan_list_large(s, gfn, &scan))
         return;
@@ -410,7 +432,42 @@ static void age_region(struct dmm_space *s, uint64_t region)
         write_note(s, gfn, n);
         dmm_scan_forget_region(s, gfn);
     }
-    dmm_scan_age(s, gfn);
+    if (!is_unchanged(s, region, &n))
+        at.dirty += dmm_scan_age(s, gfn);
+}
+
+/* ---- the CPUs' logs of written pages ---------------------------------------------------------------------------------------------
+ *
+ * To pass a region by saves reading its 512 entries twice. What it costs is an entry in a log for each page that is dirtied, which somebody has to read;
+ * a VM exit when a log is full; a flush for each sweep; and a frame for each vCPU. So a VM's CPUs log only while the scanner is on and as long as pages
+ * written to are few beside the regions that are not: `log_pages_max` for each of these. (Reading a region costs 850 ns, a page in a log 3 and the CPU's
+ * part and its share of an exit: 64 leave a margin.) It begins below half of that, so that it does not go back and forth.
+ * A VM that writes a lot is scanned by its dirty bits alone, as one on a CPU that has no log. */
+
+static void begin_space(struct dmm_space *s)
+{
+    at.rests = at.dirty = 0;
+    at.logged = dmm_log_read(s);
+    counts.logged += at.logged;
+}
+
+static void end_space(struct dmm_space *s)
+{
+    uint64_t most = param(LOG_PAGES_MAX) * at.rests;
+    bool worth_it = dmm_log_is_on(s) ? at.logged <= most : at.dirty <= most / 2;
+    if (!at.thorough)
+        dmm_log_set(s, dedup.enabled && param(LOG_PAGES_MAX) && at.rests >= LOG_REGIONS_MIN && worth_it);
+}
+
+static void end_logs(void)
+{
+    for (unsigned id = 1; id <= DMM_MAX_SPACES; id++) {
+        struct dmm_space *s = dmm_space_acquire(id);
+        if (!s)
+            continue;
+        dmm_log_set(s, false);
+        dmm_space_release(s);
+    }
 }
 
 /* ---- the sweep ---------------------------------------------------------------------------------------------------------------- */
@@ -453,6 +510,8 @@ enum dedup_step dedup_step(void)
         return DEDUP_STEP_SWEPT;
     }
     uint64_t end = dmm_space_end_gfn(s) / LARGE_PAGES;
+    if (at.fresh_space)
+        begin_space(s);
     for (; at.aged < MIN(at.region + AHEAD, end); at.aged++)
         age_region(s, at.aged);
     bool settle = at.fresh_space;
@@ -460,8 +519,10 @@ enum dedup_step dedup_step(void)
     if (!settle && at.region < end)
         scan_region(s, at.region++);
     dmm_merge_finish();
-    if (!settle && at.region >= end)
+    if (!settle && at.region >= end) {
+        end_space(s);
         at.fresh_space = true; /* on to the next */
+    }
     dmm_space_release(s);
     return settle ? DEDUP_STEP_SETTLE : DEDUP_STEP_MORE;
 }
@@ -586,6 +647,8 @@ void dedup_thread(void *arg)
     (void)arg;
     begin_sweep();
     for (;;) {
+        if (!has_work(&dedup))
+            end_logs();
         waitq_wait(&wanted, has_work, &dedup, WAIT_FOREVER);
         if (!dedup_prepare()) {
             sweeps_served = sweeps_asked;
@@ -613,7 +676,11 @@ static void show(struct dmm_policy *p, void (*kv)(const char *key, uint64_t valu
     kv("cpu_ms", counts.cpu_ns / 1000000, arg);
     kv("regions", counts.regions, arg);
     kv("regions_left_alone", counts.skipped, arg);
+    kv("regions_unchanged", counts.unchanged_regions, arg);
     kv("regions_waiting", counts.waiting, arg);
+    kv("vms_that_log", dmm_log_spaces(), arg);
+    kv("log_pages", counts.logged, arg);
+    kv("log_full", dmm_log_times_full(), arg);
     kv("pages_hashed", counts.hashed, arg);
     kv("pages_unchanged", counts.unchanged, arg);
     kv("pages_dirty", counts.dirty, arg);

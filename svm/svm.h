@@ -123,6 +123,7 @@ void svm_decode_exit(struct vcpu *v, struct vm_exit *out);
 /* svm/ops.c */
 void svm_run(struct vcpu *v, struct vm_exit *out);
 void svm_dump(struct vcpu *v, void (*line)(const char *));
+bool svm_log_writes(struct vcpu *v, enum dmm_log_step step);
 
 /*
  * svm/entry.asm: enters the guest, again after each CPUID exit that svm_exited_cpuid() answers and each nested fault that svm_exited_fault()

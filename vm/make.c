@@ -199,6 +199,8 @@ void vm_unmake(struct vm *vm)
 {
     vm->dying = true;
     vm_kick_all(vm);
+    if (vm->space)
+        dmm_space_close(vm->space); /* policies ask for its vCPUs by its ops */
     vm->vcpus_made = 0;
     for (unsigned n = 0; vm->vcpus && n < vm->vcpu_count; n++) {
         vcpu_destroy(vm->vcpus[n]);
@@ -221,7 +223,7 @@ void vm_unmake(struct vm *vm)
 
 /* ---- making ------------------------------------------------------------------------------------------------------------------------------------ */
 
-static const struct dmm_space_ops space_ops = {.kick = vm_kick_for_flush};
+static const struct dmm_space_ops space_ops = {.kick = vm_kick_for_flush, .log_writes = vm_log_writes};
 
 _Static_assert((int)DMM_CLASS_INSURED == 1 && (int)DMM_CLASS_STRICT == 2, "numbers of lib/config.h");
 

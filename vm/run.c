@@ -95,6 +95,17 @@ void vm_kick_for_flush(void *owner, bool wait)
         }
 }
 
+/* False: one cannot; a VM in the making has none that could. */
+bool vm_log_writes(void *owner, enum dmm_log_step step)
+{
+    struct vm *vm = owner;
+    unsigned made = vm->vcpus_made;
+    bool ok = made;
+    for (unsigned n = 0; n < made; n++)
+        ok &= hvm()->log_writes(vm->vcpus[n], step);
+    return ok;
+}
+
 /* ---- instructions that an exit has emulated --------------------------------------------------------------------------------- */
 
 bool vcpu_in_long_mode(struct vcpu *v)

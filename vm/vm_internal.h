@@ -74,6 +74,8 @@ void vcpu_thread(void *arg);
 bool vcpu_skip(struct vcpu *v);
 bool vcpu_in_long_mode(struct vcpu *v);    /* 64-bit code segment */
 void vm_kick_all(struct vm *vm);           /* any context */
+/* dmm_space_ops.log_writes */
+bool vm_log_writes(void *owner, enum dmm_log_step step);
 /* dmm_space_ops.kick */
 void vm_kick_for_flush(void *owner, bool wait);
 

@@ -115,8 +115,9 @@ static bool adjust_all(const struct vmx_msrs *m, struct vmx_features *f, char wh
 
 /* ---- nested paging ---------------------------------------------------------------------------------------------------- */
 
-static bool check_nested_paging(uint64_t cap, struct vmx_features *f, char why[VMX_WHY_BYTES])
+static bool check_nested_paging(const struct vmx_msrs *m, struct vmx_features *f, char why[VMX_WHY_BYTES])
 {
+    const uint64_t cap = vmx_msr(m, MSR_VMX_EPT_VPID_CAP);
     static const struct { uint64_t bit; const char *what; } needed[] = {
         {EPT_CAP_WALK_4, "page-walk length 4"}, {EPT_CAP_WB, "write-back paging structures"}, {EPT_CAP_2M, "2-MByte pages"},
         {EPT_CAP_INVEPT, "INVEPT"},
@@ -137,13 +138,15 @@ static bool check_nested_paging(uint64_t cap, struct vmx_features *f, char why[V
     if (!(cap & EPT_CAP_INVVPID) || !(cap & EPT_CAP_INVVPID_ALL))
         f->proc2 &= ~(uint32_t)VMX_PROC2_VPID;
     f->vpid = f->proc2 & VMX_PROC2_VPID;
+    /* Not in proc2: it is on while somebody reads the log (log.c). What is logged is that a dirty bit was set. */
+    f->pml = (vmx_msr(m, MSR_VMX_PROCBASED_CTLS2) >> 32 & VMX_PROC2_PML) && (cap & EPT_CAP_AD);
     return true;
 }
 
 bool vmx_features_of(const struct vmx_msrs *m, struct vmx_features *f, char why[VMX_WHY_BYTES])
 {
     *f = (struct vmx_features){0};
-    if (!adjust_all(m, f, why) || !check_nested_paging(vmx_msr(m, MSR_VMX_EPT_VPID_CAP), f, why))
+    if (!adjust_all(m, f, why) || !check_nested_paging(m, f, why))
         return false;
     f->revision = (uint32_t)VMX_BASIC_REVISION(vmx_msr(m, MSR_VMX_BASIC));
     f->ins_outs_info = vmx_msr(m, MSR_VMX_BASIC) & VMX_BASIC_INS_OUTS_INFO;
@@ -176,6 +179,7 @@ bool vmx_features_agree(const struct vmx_features *boot, const struct vmx_featur
     SAME(cr4_fixed1, "IA32_VMX_CR4_FIXED1")
     SAME(ins_outs_info, "instruction information for INS and OUTS")
     SAME(timer_shift, "VMX-preemption timer rate")
+    SAME(pml, "page-modification logging")
 #undef SAME
     return true;
 }

@@ -16,7 +16,7 @@ struct vmx_features {
     uint32_t revision, pin, proc, proc2, exit, entry;
     uint64_t ept_vpid_cap, cr0_fixed0, cr0_fixed1, cr4_fixed0, cr4_fixed1;
     uint32_t invept_type;
-    bool tpr_shadow, vpid, preemption_timer, ins_outs_info;
+    bool tpr_shadow, vpid, preemption_timer, ins_outs_info, pml;
     uint32_t timer_shift;      /* the preemption timer counts TSC >> this */
     uint32_t timer_slice;      /* its count for VMX_IF0_SLICE_NS; set by enable.c */
     uint64_t eptp_bits;        /* besides the root's address */

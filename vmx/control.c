@@ -187,6 +187,7 @@ bool vmx_vcpu_init(struct vcpu *v)
         s->apic_page = mfn_to_hva(apic);
         s->apic_hpa = mfn_to_hpa(apic);
     }
+    spin_init(&s->log_lock, LOCK_RANK_WRITE_LOG, "write log");
     s->vmcs_hpa = mfn_to_hpa(vmcs);
     s->cpu = VMX_NO_CPU;
     *(uint32_t *)mfn_to_hva(vmcs) = vmx_features()->revision;
@@ -211,6 +212,7 @@ void vmx_vcpu_fini(struct vcpu *v)
     frame_free(hpa_to_mfn(s->vmcs_hpa), 0);
     if (s->apic_page)
         frame_free(hpa_to_mfn(s->apic_hpa), 0);
+    vmx_log_free(s);
     kfree(s);
     v->hvm = NULL;
 }

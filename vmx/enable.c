@@ -81,8 +81,8 @@ static bool init_shared(void)
     vmx_msr_bitmap_fill(mfn_to_hva(msr_bitmap));
     uint64_t ticks = mul_div64(time_tsc_khz(), VMX_IF0_SLICE_NS, 1000000) >> features.timer_shift;
     features.timer_slice = (uint32_t)MIN(MAX(ticks, 1), UINT32_MAX - 1);
-    log_info("vmx: unrestricted guest, EPT%s, %s, %s, %s", features.ept_vpid_cap & EPT_CAP_AD ? " with accessed and dirty bits" : "",
-             features.vpid ? "VPID" : "no VPID", features.tpr_shadow ? "TPR shadow" : "CR8 exits",
+    log_info("vmx: unrestricted guest, EPT%s%s, %s, %s, %s", features.ept_vpid_cap & EPT_CAP_AD ? " with accessed and dirty bits" : "",
+             features.pml ? ", page-modification logging" : "", features.vpid ? "VPID" : "no VPID", features.tpr_shadow ? "TPR shadow" : "CR8 exits",
              features.preemption_timer ? "preemption timer" : "no preemption timer");
     shared_ready = true;
     return true;

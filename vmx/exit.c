@@ -49,6 +49,7 @@ static const uint8_t kinds[REASON_COUNT] = {
     [VMX_REASON_PAUSE] = INSN(PAUSE),
     [VMX_REASON_EPT_VIOLATION] = KIND(NESTED_FAULT),
     [VMX_REASON_XSETBV] = INSN(XSETBV),
+    [VMX_REASON_PML_FULL] = KIND(INTR), /* the access that had no room is made again */
 };
 
 const char *vmx_reason_name(uint32_t basic_reason)
@@ -171,6 +172,7 @@ void vmx_decode_exit(struct vcpu *v, struct vm_exit *x)
         break;
     case VMX_REASON_RDTSC: case VMX_REASON_RDTSCP: x->u.tsc.is_rdtscp = reason == VMX_REASON_RDTSCP; break;
     case VMX_REASON_EPT_VIOLATION: decode_violation(x, q); break;
+    case VMX_REASON_PML_FULL: vmx_log_full(v); break;
     case VMX_REASON_EPT_MISCONFIGURATION: report_misconfiguration(v, x); break;
     default: break;
     }

@@ -121,7 +121,7 @@ void vmx_inject_entering(struct vcpu *v)
 /* IRET ends the blocking of NMIs before it can fault: if it then caused this exit it has not happened, and they are blocked still. */
 static bool iret_undone(const struct vmx_vcpu *s)
 {
-    if (s->reason == VMX_REASON_EPT_VIOLATION)
+    if (s->reason == VMX_REASON_EPT_VIOLATION || s->reason == VMX_REASON_PML_FULL)
         return vmread(VMCS_EXIT_QUALIFICATION) & VMX_EPT_NMI_UNBLOCKED;
     if (s->reason != VMX_REASON_EXCEPTION_OR_NMI)
         return false;

@@ -39,15 +39,20 @@ static void take_vpid(struct vmx_cpu *c)
     vmwrite(VMCS_VPID, c->next_vpid++);
 }
 
-/* The table's root is another only after the space was frozen (a fork, a snapshot). */
+/* After the space was frozen (a fork, a snapshot) the root is another; or logging is to begin or end, which costs no look of its own this way. */
+__attribute__((noinline)) static void renew_nested(struct vmx_vcpu *s, uint64_t root)
+{
+    __atomic_exchange_n(&s->ept_root, root, __ATOMIC_SEQ_CST); /* before vmx_log_update() looks: see log.c */
+    s->eptp.what = root | vmx_features()->eptp_bits;
+    vmwrite(VMCS_EPTP, s->eptp.what);
+    vmx_log_update(s);
+}
+
 static inline void forget_nested(struct vcpu *v, struct vmx_vcpu *s)
 {
     uint64_t root = dmm_space_root_hpa(v->space);
-    if (unlikely(root != s->ept_root)) {
-        s->ept_root = root;
-        s->eptp.what = root | vmx_features()->eptp_bits;
-        vmwrite(VMCS_EPTP, s->eptp.what);
-    }
+    if (unlikely(root != s->ept_root))
+        renew_nested(s, root);
     invept(vmx_features()->invept_type, &s->eptp);
 }
 

@@ -9,6 +9,7 @@
 #ifndef HV_VMX_VMX_H
 #define HV_VMX_VMX_H
 
+#include "core/lock.h"
 #include "include/hv/hvm_ops.h"
 #include "include/hv/p2m.h"
 #include "include/hw/vmcs.h"
@@ -38,13 +39,18 @@ struct vmx_vcpu {
     uint32_t proc_controls, entry_controls, timer;
     uint32_t reason;           /* of the last exit */
     uint64_t vpid_generation;  /* of the CPU `cpu` */
-    uint64_t ept_root;         /* as the VMCS has it, and what it is made of there */
+    uint64_t ept_root;         /* (a) as the VMCS has it, and what it is made of there; 0: something else of the VMCS is due then, too */
     struct vmx_invalidation eptp;
     uint64_t rip, rsp, rflags; /* as the VMCS has them */
     uint64_t cr2, dr6;         /* in no VMCS */
     uint64_t cr0, cr4;         /* the guest's view of the bits that are ours (CR0_SHADOW, CR4_SHADOW) */
     uint64_t lazy[VMX_LAZY_COUNT]; /* current while no CPU has them: see struct vmx_cpu */
     uint64_t apic_hpa;
+    struct spinlock log_lock;  /* LOCK_RANK_WRITE_LOG */
+    volatile uint64_t *log;    /* (log_lock) of PML_ENTRIES; NULL: none */
+    unsigned log_read;         /* (log_lock) so many have been, from the last one down */
+    volatile bool log_wanted;  /* (a) */
+    bool log_changed;          /* (a) the VMCS does not have that yet */
     uint8_t cr8;               /* without a TPR shadow */
     uint8_t tpr_threshold;     /* as the VMCS has it */
 };
@@ -147,6 +153,13 @@ const char *vmx_reason_name(uint32_t basic_reason);
 
 /* vmx/ept.c: no accessed and dirty bits on this CPU; from now on everything counts as accessed and dirty. */
 void vmx_ept_without_ad(void);
+
+/* vmx/log.c */
+bool vmx_log_writes(struct vcpu *v, enum dmm_log_step step);
+void vmx_log_free(struct vmx_vcpu *s);
+void vmx_log_full(struct vcpu *v);           /* the VMCS is current, interrupts on */
+/* The VMCS, which is current, is to be as log_wanted says, if that was changed. Interrupts off, before an entry. */
+void vmx_log_update(struct vmx_vcpu *s);
 
 /* vmx/ops.c */
 void vmx_run(struct vcpu *v, struct vm_exit *out);

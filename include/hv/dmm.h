@@ -78,10 +78,21 @@ enum dmm_fault_result {
                            * (dmm_is_zero_without_frame(), dmm_zero_stored()); else ask again without DMM_MAY_CLEAR */
 };
 
+/* A CPU that keeps such a log notes a page when it sets the dirty bit of its entry. */
+enum dmm_log_step {
+    DMM_LOG_ALLOC,  /* get ready; false: the CPUs keep none, or there is no frame for one. FREE is due in any case */
+    DMM_LOG_BEGIN,  /* all of the owner's CPUs log from the next flush on */
+    DMM_LOG_READ,   /* tell dmm_log_written() of what was logged before the last flush, and not told yet */
+    DMM_LOG_END,    /* none logs after the next flush */
+    DMM_LOG_FREE,   /* that flush is over, or nothing has begun: the logs' frames are given back */
+};
+
 struct dmm_space_ops {  /* supplied by the owner (vm/) */
     /* Make every CPU that runs this space leave the guest and flush before it re-enters. Called after the
      * generation was bumped; must not return before all have acknowledged if `wait`. */
     void (*kick)(void *owner, bool wait);
+    /* What the CPUs' logs of written pages are to do (mm/dmm/write_log.c). NULL: there are none. */
+    bool (*log_writes)(void *owner, enum dmm_log_step step);
 };
 
 /* What becomes of a VM that writes to shared pages when frames are short. The cover is a number of frames that ordinary requests leave alone. */
@@ -108,6 +119,8 @@ enum dmm_create_result { DMM_CREATE_OK, DMM_CREATE_NO_MEMORY, DMM_CREATE_OVERCOM
 enum dmm_create_result dmm_space_create(const struct dmm_space_config *cfg, struct dmm_space **out);
 /* All vCPUs parked, no pins left: gives back every frame of guest memory, which is EMPTY again, as after dmm_space_add_ram(). */
 void dmm_space_clear(struct dmm_space *s);
+/* No policy is at work on it when this returns, and none begins: what its ops use may go. dmm_space_destroy() is all that may follow. May block. */
+void dmm_space_close(struct dmm_space *s);
 /* All vCPUs stopped, no pins left. Gives back every frame. */
 void dmm_space_destroy(struct dmm_space *s);
 /* Declares [first, first+pages) as RAM (EMPTY). Everything else is HOLE. Before the first fault. */
@@ -192,6 +205,7 @@ struct dmm_scan {
     uint16_t dirty, unchanged, fresh, shared, zero, pinned, unstable /* broke before, or a page table */, other;
     bool large;          /* one 2 MiB mapping: the pieces are listed, and can be merged after dmm_break_large() */
     bool accessed;       /* large only: since the last dmm_scan_age() */
+    bool at_rest;        /* nothing is dirty, fresh, pinned or unstable: the next scan finds the same, unless something changes */
     uint16_t accessed_pages; /* private pages accessed since then */
     struct dmm_scan_page page[LARGE_PAGES]; /* the `fresh` ones, which from now on are unchanged */
 };
@@ -200,6 +214,21 @@ struct dmm_scan {
 unsigned dmm_scan_age(struct dmm_space *s, gfn_t region);
 /* False: there is nothing in this region that could be scanned (no RAM, nothing mapped, or still inherited). */
 bool dmm_scan_region(struct dmm_space *s, gfn_t region, struct dmm_scan *out);
+/*
+ * Where CPUs log what they write to, a region that was found at rest need not be looked at again before something in it changes. Of an acquired space
+ * whose CPUs can: dmm_log_set() has them begin or stop (false: they cannot, and do not), dmm_log_read() takes in what they have logged (it flushes
+ * once) and returns how many pages that were since the last call. dmm_scan_is_unchanged(): CPUs log, the region was at rest, and neither a
+ * log that was read nor DMM itself knows of a change since. Where shared pages have lost their other users meanwhile, or pages were read, it does not tell.
+ */
+bool dmm_log_set(struct dmm_space *s, bool on);
+bool dmm_log_is_on(const struct dmm_space *s);
+uint64_t dmm_log_read(struct dmm_space *s);
+bool dmm_scan_is_unchanged(const struct dmm_space *s, gfn_t region);
+/* For the owner of a space, while it does as `log_writes` says, or because a log is full. Any gpa will do: what is no RAM is ignored. */
+void dmm_log_written(struct dmm_space *s, uint64_t gpa);
+void dmm_log_was_full(void);
+uint64_t dmm_log_times_full(void); /* since boot, of all CPUs */
+unsigned dmm_log_spaces(void);     /* whose CPUs log now */
 /* Lists all pages of a 2 MiB mapping, dirty or not; marks nothing. False: it is none. */
 bool dmm_scan_list_large(struct dmm_space *s, gfn_t region, struct dmm_scan *out);
 /* A number of the scanner's own for each region, 0 at first. */

@@ -5,6 +5,7 @@
 #ifndef HV_INCLUDE_HV_HVM_OPS_H
 #define HV_INCLUDE_HV_HVM_OPS_H
 
+#include "include/hv/dmm.h"
 #include "include/hv/types.h"
 #include "include/hv/vm_exit.h"
 
@@ -74,6 +75,8 @@ enum vcpu_reg { VCPU_CR0, VCPU_CR2, VCPU_CR3, VCPU_CR4, VCPU_EFER, VCPU_DR6, VCP
     /* Of a parked vCPU. load() comes after set_sregs() and leaves no window asked for. */                  \
     OP(void, save, (struct vcpu *vcpu, struct hvm_saved *out))                                             \
     OP(void, load, (struct vcpu *vcpu, const struct hvm_saved *in))                                        \
+    /* The vCPU's part of dmm_space_ops.log_writes. Any thread; nobody makes or unmakes the vCPU meanwhile. */                \
+    OP(bool, log_writes, (struct vcpu *vcpu, enum dmm_log_step step))                                      \
     /* The control block beyond the registers, a line at a time, for reports. */                                              \
     OP(void, dump, (struct vcpu *vcpu, void (*line)(const char *)))
 

@@ -24,8 +24,8 @@ enum vmcs_type { VMCS_CONTROL, VMCS_EXIT_INFO /* read-only */, VMCS_GUEST, VMCS_
     F(HOST_ES_SELECTOR, W16, HOST, 0, 0x0c00) F(HOST_CS_SELECTOR, W16, HOST, 1, 0x0c02)                     \
     F(HOST_SS_SELECTOR, W16, HOST, 2, 0x0c04) F(HOST_DS_SELECTOR, W16, HOST, 3, 0x0c06)                     \
     F(HOST_FS_SELECTOR, W16, HOST, 4, 0x0c08) F(HOST_GS_SELECTOR, W16, HOST, 5, 0x0c0a)                     \
-    F(HOST_TR_SELECTOR, W16, HOST, 6, 0x0c0c)                                                               \
-    F(MSR_BITMAP, W64, CONTROL, 2, 0x2004) F(TSC_OFFSET, W64, CONTROL, 8, 0x2010)                           \
+    F(HOST_TR_SELECTOR, W16, HOST, 6, 0x0c0c) F(PML_INDEX, W16, GUEST, 9, 0x0812)                           \
+    F(MSR_BITMAP, W64, CONTROL, 2, 0x2004) F(PML_ADDRESS, W64, CONTROL, 7, 0x200e) F(TSC_OFFSET, W64, CONTROL, 8, 0x2010)                           \
     F(VIRTUAL_APIC, W64, CONTROL, 9, 0x2012) F(EPTP, W64, CONTROL, 13, 0x201a)                              \
     F(GUEST_PHYSICAL_ADDRESS, W64, EXIT_INFO, 0, 0x2400)                                                    \
     F(LINK_POINTER, W64, GUEST, 0, 0x2800) F(GUEST_DEBUGCTL, W64, GUEST, 1, 0x2802)                         \
@@ -148,7 +148,8 @@ _Static_assert(sizeof(struct vmx_invalidation) == 16, "SDM 3, 31.3");
 
 #define VMX_PROC2_CONTROLS(C)                                                                              \
     C(EPT, 1, "enable EPT") C(RDTSCP, 3, "enable RDTSCP") C(VPID, 5, "enable VPID") C(WBINVD, 6, "WBINVD exiting") \
-    C(UNRESTRICTED, 7, "unrestricted guest") C(PAUSE_LOOP, 10, "PAUSE-loop exiting") C(INVPCID, 12, "enable INVPCID")
+    C(UNRESTRICTED, 7, "unrestricted guest") C(PAUSE_LOOP, 10, "PAUSE-loop exiting") C(INVPCID, 12, "enable INVPCID") \
+    C(PML, 17, "enable PML")
 
 #define VMX_EXIT_CONTROLS(C)                                                                               \
     C(SAVE_DEBUG, 2, "save debug controls") C(HOST_64, 9, "host address-space size")                        \
@@ -218,6 +219,9 @@ enum vmx_exit_reason {
 };
 #define VMX_REASON_BASIC(r) ((r) & 0xffff)
 #define VMX_REASON_ENTRY_FAILURE (1u << 31)
+
+/* Page-modification logging (29.3.6): the log fills from its last entry down; below 0 the index is FFFFh, and the CPU exits instead of logging. */
+#define PML_ENTRIES 512u
 
 /* EXIT_QUALIFICATION of control registers, debug registers, I/O and EPT violations (28.2.1); EXIT_INSTRUCTION_INFO of INS, OUTS */
 #define VMX_CR_NUMBER(q) FIELD_GET64(q, 3, 0)

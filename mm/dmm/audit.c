@@ -260,6 +260,20 @@ static void tally_inherited(const struct dmm_space *s, uint64_t n, struct tally 
     }
 }
 
+/* A region that scans pass by has nothing that none has seen. (What a CPU has dirtied may be in a log that was not read yet.) */
+static void check_rest(struct audit *a, const struct dmm_space *s, uint64_t n, const struct region *r)
+{
+    unsigned level = r->l1 ? 1 : 2;
+    const p2m_entry_t *slot = r->l1 ? r->l1 : r->l2e;
+    for (unsigned k = 0; k < (r->l1 ? LARGE_PAGES : 1); k++) {
+        p2m_entry_t e = p2m_read(&slot[k]);
+        enum p2m_type type = s->format->type_of(e, level);
+        if ((type == P2M_RW || type == P2M_SHARED_RO) && !(e & s->format->mark))
+            violation(a, "vm%u: gfn %lx: entry %lx has been seen by no scan, but scans pass it by", s->vm_id,
+                      (unsigned long)(n * LARGE_PAGES + k), (unsigned long)e);
+    }
+}
+
 static void check_region(struct audit *a, const struct dmm_space *s, uint64_t n, const struct region *r, struct tally *t)
 {
     uint64_t before_hole = t->entries[P2M_HOLE], before_empty = t->entries[P2M_EMPTY];
@@ -283,10 +297,12 @@ static void check_region(struct audit *a, const struct dmm_space *s, uint64_t n,
     if (s->frozen) {
         t->taken += table ? r->taken : 0;
         if (table && r->taken >= s->heirs)
-            violation(a, "image of vm%u: region at gfn %lx: %lu of %u heirs have it", s->vm_id, (unsigned long)(n * LARGE_PAGES),
-                      (unsigned long)r->taken, s->heirs);
+            violation(a, "image of vm%u: region at gfn %lx: %u of %u heirs have it", s->vm_id, (unsigned long)(n * LARGE_PAGES),
+                      r->taken, s->heirs);
         return; /* what was dropped is EMPTY now, whatever it was */
     }
+    if (s->logs && region_is_unchanged(r))
+        check_rest(a, s, n, r);
     uint64_t ram = LARGE_PAGES - (t->entries[P2M_HOLE] - before_hole);
     if (ram != r->ram_pages || ram - (t->entries[P2M_EMPTY] - before_empty) != r->filled_pages)
         violation(a, "vm%u: region at gfn %lx: counts %u RAM and %u filled pages, has %lu and %lu", s->vm_id,

@@ -85,6 +85,7 @@ static enum dmm_resize_result collapse(struct dmm_space *s, struct region *r, ui
     frame_of(to)->where = first;
     spin_lock(&r->lock);
     p2m_transition(s, r->l2e, 2, P2M_MOVING_OUT, P2M_RW, s->format->make_leaf(P2M_RW, to, 2) | s->format->dirty_mask());
+    region_changed(r);
     r->filled_pages = LARGE_PAGES;
     spin_unlock(&r->lock);
     free_region(s, l1);

@@ -149,7 +149,7 @@ static struct outcome stalled_for(struct dmm_space *s, enum pool_want want)
 }
 
 /* IMAGE_RO or ZERO_RO -> a private frame with the same contents. The shared frame stays where it is: other spaces map it. */
-static struct outcome copy_on_write(struct dmm_space *s, p2m_entry_t *slot, gfn_t gfn, enum p2m_type type)
+static struct outcome copy_on_write(struct dmm_space *s, struct region *r, p2m_entry_t *slot, gfn_t gfn, enum p2m_type type)
 {
     if (!pool_charge_break(s))
         return stalled_for(s, POOL_WANT_COPY);
@@ -163,6 +163,7 @@ static struct outcome copy_on_write(struct dmm_space *s, p2m_entry_t *slot, gfn_
     if (type == P2M_IMAGE_RO)
         copy_page(mfn_to_hva(m), mfn_to_hva(shared));
     p2m_transition(s, slot, 1, type, P2M_RW, s->rw_4k + mfn_to_hpa(m));
+    region_changed(r);
     pool_settle(s, 1);
     if (type == P2M_IMAGE_RO)
         __atomic_fetch_sub(&frame_of(shared)->refs, 1, __ATOMIC_RELEASE);
@@ -210,7 +211,7 @@ static struct outcome resolve(struct dmm_space *s, struct region *r, gfn_t gfn, 
         if (type == P2M_ZERO_RO && (access & DMM_WRITE) && may_be_zero_store(s, r, gfn, access))
             return OUTCOME(DMM_FAULT_ZERO_STORE, DMM_CAUSE_ZERO_STORE);
         if (type != P2M_RW && (access & DMM_WRITE))
-            return copy_on_write(s, slot, gfn, type);
+            return copy_on_write(s, r, slot, gfn, type);
         break;
     case P2M_SEALED:
         return unseal(s, r, slot, gfn, access, left);
@@ -263,6 +264,7 @@ __attribute__((noinline)) static bool break_in_place(struct dmm_space *s, struct
 {
     if (!share_unprotect(s, slot, gfn))
         return false;
+    region_changed(r);
     spin_unlock(&r->lock);
     return true;
 }

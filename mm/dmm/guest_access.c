@@ -35,7 +35,11 @@ static uint8_t *leaf_hva(const struct dmm_space *s, p2m_entry_t e, enum p2m_type
 }
 
 /* A store of ours is one that the CPU does not see. */
-static void set_dirty(const struct dmm_space *s, p2m_entry_t *slot) { __atomic_fetch_or(slot, s->format->dirty_mask(), __ATOMIC_RELAXED); }
+static void set_dirty(const struct dmm_space *s, struct region *r, p2m_entry_t *slot)
+{
+    __atomic_fetch_or(slot, s->format->dirty_mask(), __ATOMIC_RELAXED);
+    region_changed(r);
+}
 
 /* By us: a sealed page is only the guest's not to look at. */
 static bool is_readable(enum p2m_type t) { return t > P2M_TABLE || t == P2M_SEALED; }
@@ -106,7 +110,7 @@ void dmm_unpin(struct dmm_space *s, gfn_t gfn)
     p2m_entry_t *slot = lock_leaf(s, gfn, &r, &level, &type);
     hv_assert(slot && type == P2M_RW);
     mfn_t head = s->format->mfn_of(p2m_read(slot)), page = mfn_add(head, level == 2 ? gfn.v % LARGE_PAGES : 0);
-    set_dirty(s, slot);
+    set_dirty(s, r, slot);
     drop_pin(s, head, page, level);
     spin_unlock(&r->lock);
     dmm_leave(outermost);
@@ -117,8 +121,8 @@ void dmm_unpin(struct dmm_space *s, gfn_t gfn)
 enum copy { COPY_READ, COPY_WRITE, COPY_ZERO };
 
 /* False: not with the page as it is. Region locked. */
-static bool copy_at(struct dmm_space *s, p2m_entry_t *slot, enum p2m_type type, unsigned level, gfn_t gfn, unsigned offset, void *buf, size_t len,
-                    enum copy what)
+static bool copy_at(struct dmm_space *s, struct region *r, p2m_entry_t *slot, enum p2m_type type, unsigned level, gfn_t gfn, unsigned offset, void *buf,
+                    size_t len, enum copy what)
 {
     bool reads_as_zero = type == P2M_EMPTY || type == P2M_ZERO_RO;
     uint8_t *at = is_readable(type) ? leaf_hva(s, p2m_read(slot), type, level, gfn) + offset : NULL;
@@ -128,7 +132,7 @@ static bool copy_at(struct dmm_space *s, p2m_entry_t *slot, enum p2m_type type, 
         memcpy(buf, at, len);
     } else if (what != COPY_READ && type == P2M_RW) {
         what == COPY_WRITE ? (void)memcpy(at, buf, len) : (void)memset(at, 0, len);
-        set_dirty(s, slot);
+        set_dirty(s, r, slot);
     } else {
         return what == COPY_ZERO && reads_as_zero;
     }
@@ -145,7 +149,7 @@ static enum dmm_fault_result copy_in_page(struct dmm_space *s, gfn_t gfn, unsign
         bool done = false, outermost = dmm_enter();
         p2m_entry_t *slot = lock_leaf(s, gfn, &r, &level, &type);
         if (slot) {
-            done = copy_at(s, slot, type, level, gfn, offset, buf, len, what);
+            done = copy_at(s, r, slot, type, level, gfn, offset, buf, len, what);
             spin_unlock(&r->lock);
         }
         dmm_leave(outermost);

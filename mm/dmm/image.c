@@ -351,6 +351,8 @@ static void move_to_image(struct dmm_space *s, struct dmm_space *image, mfn_t ro
     image->frozen = true;
     image->closed = true;
     image->kick = space_kick_nobody;
+    image->log_writes = NULL;
+    image->logs = false;
     image->owner = NULL;
     image->frames[FRAME_VM_STATE] = 0;
     image->heap_bytes = IMAGE_BYTES;

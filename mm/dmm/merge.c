@@ -170,6 +170,7 @@ static enum dmm_merge_result protect_page(struct dmm_space *s, gfn_t gfn, mfn_t 
         } else {
             share_protect(s, slot, gfn);
             __atomic_fetch_or(slot, e & s->format->mark, __ATOMIC_RELAXED);
+            region_changed(r);
             *flush = true;
             result = DMM_MERGE_DONE;
         }
@@ -364,6 +365,7 @@ static enum dmm_merge_result merge_page(struct dmm_space *s, const struct dmm_me
             p2m_transition(s, slot, 1, P2M_SHARED_RO, P2M_SEALED, sealed(s, k->mfn));
         else if (result > DMM_MERGE_ALREADY)
             share_unprotect(s, slot, k->gfn);
+        region_changed(r);
     }
     spin_unlock(&r->lock);
     dmm_leave(outermost);

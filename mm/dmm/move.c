@@ -45,6 +45,7 @@ static enum dmm_move_result move(struct dmm_space *s, struct region *r, gfn_t gf
     frame_of(to)->where = gfn.v;
     spin_lock(&r->lock);
     p2m_transition(s, slot, 1, P2M_MOVING_OUT, P2M_RW, s->rw_4k + mfn_to_hpa(to));
+    region_changed(r);
     spin_unlock(&r->lock);
     frame_free(from, 0);
     waitq_wake_all(&s->moving);
@@ -75,8 +76,10 @@ enum dmm_move_result dmm_protect_page(struct dmm_space *s, gfn_t gfn)
         slot = NULL;
         result = DMM_MOVE_NO_MEMORY;
     }
-    if (slot)
+    if (slot) {
         share_protect(s, slot, gfn);
+        region_changed(r);
+    }
     spin_unlock(&r->lock);
     dmm_leave(outermost);
     if (result == DMM_MOVE_OK)
@@ -95,6 +98,7 @@ bool dmm_unprotect_page(struct dmm_space *s, gfn_t gfn)
     p2m_entry_t *slot = r->l1 ? &r->l1[gfn.v % LARGE_PAGES] : NULL;
     if (slot && s->format->type_of(p2m_read(slot), 1) == P2M_SHARED_RO)
         done = share_unprotect(s, slot, gfn);
+    region_changed(r);
     spin_unlock(&r->lock);
     dmm_leave(outermost);
     return done;

@@ -100,6 +100,7 @@ enum dmm_resize_result p2m_break(struct dmm_space *s, struct region *r)
     uint64_t were_pinned = __atomic_load_n(&frame_of(first)->refs, __ATOMIC_RELAXED) ? LARGE_PAGES : 0;
     __atomic_fetch_sub(&s->pinned_pages, were_pinned - frame_split_large(first), __ATOMIC_RELAXED);
     p2m_transition(s, r->l2e, 2, P2M_RW, P2M_TABLE, s->format->make_table(mfn_to_hpa(table)));
+    region_changed(r);
     r->l1 = l1;
     return DMM_RESIZE_OK;
 }
@@ -122,6 +123,7 @@ enum dmm_resize_result p2m_reform(struct dmm_space *s, struct region *r, mfn_t *
     p2m_entry_t old = p2m_transition(s, r->l2e, 2, P2M_TABLE, P2M_RW,
                                      s->format->make_leaf(P2M_RW, first, 2) | s->format->dirty_mask());
     *table = s->format->mfn_of(old);
+    region_changed(r);
     r->l1 = NULL;
     return DMM_RESIZE_OK;
 }

@@ -7,6 +7,9 @@
  * knows what it holds, and a later sweep pays one read of the entry for it. A shared page can not change at all: one that a fork made so is listed
  * once as well, since it may be equal to others.
  *
+ * Where CPUs log what they write to (write_log.c), even that read is saved: a region in which all was unchanged is passed by until a log, or DMM itself,
+ * knows of a change.
+ *
  * No CPU is interrupted when dirty bits are cleared: one that has the old entry in its TLB does not set the bit again, so a write may go unseen until
  * it enters the guest the next time, when it flushes. This costs a chance to merge, or an attempt in vain; merging itself believes nothing but a comparison.
  */
@@ -173,6 +176,16 @@ static void look_at_small(struct dmm_space *s, struct region *r, uint64_t first,
     out->accessed_pages = touched;
 }
 
+/* A CPU that has dirtied a page behind us logs it, and if that log has been read meanwhile the region is not being scanned any more. Region locked. */
+static void note_rest(const struct dmm_space *s, struct region *r, bool at_rest)
+{
+    uint16_t scanned = REGION_BEING_SCANNED, rests = (uint16_t)(r->filled_pages + 1);
+    if (!at_rest || !s->logs)
+        region_changed(r);
+    else
+        __atomic_compare_exchange_n(&r->at_rest, &scanned, rests, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+}
+
 bool dmm_scan_region(struct dmm_space *s, gfn_t gfn, struct dmm_scan *out)
 {
     struct region *r = region_of(s, gfn);
@@ -183,12 +196,15 @@ bool dmm_scan_region(struct dmm_space *s, gfn_t gfn, struct dmm_scan *out)
         return false;
     bool outermost = dmm_enter();
     spin_lock(&r->lock);
+    __atomic_exchange_n(&r->at_rest, REGION_BEING_SCANNED, __ATOMIC_SEQ_CST); /* before any entry is read */
     if (r->l1)
         look_at_small(s, r, ALIGN_DOWN(gfn.v, LARGE_PAGES), dirty, out);
     else if (s->format->type_of(p2m_read(r->l2e), 2) == P2M_RW)
         look_at_large(s, r->l2e, dirty, out);
     else
         found = false;
+    out->at_rest = found && dirty && !out->dirty && !out->fresh && !out->pinned && !out->unstable;
+    note_rest(s, r, out->at_rest);
     spin_unlock(&r->lock);
     dmm_leave(outermost);
     return found;
@@ -229,6 +245,7 @@ void dmm_scan_forget_region(struct dmm_space *s, gfn_t gfn)
     for (unsigned n = 0; n < (level == 1 ? LARGE_PAGES : 1); n++)
         if (s->format->type_of(p2m_read(&slot[n]), level) == P2M_RW || s->format->type_of(p2m_read(&slot[n]), level) == P2M_SHARED_RO)
             clear_bits(&slot[n], s->format->mark);
+    region_changed(r);
     spin_unlock(&r->lock);
     dmm_leave(outermost);
 }
@@ -257,6 +274,8 @@ unsigned dmm_scan_breaks(struct dmm_space *s, gfn_t gfn)
     spin_lock(&r->lock);
     unsigned breaks = r->breaks;
     r->breaks = 0;
+    if (breaks)
+        region_changed(r);
     spin_unlock(&r->lock);
     dmm_leave(outermost);
     return breaks;

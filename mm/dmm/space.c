@@ -52,6 +52,7 @@ enum dmm_create_result dmm_space_create(const struct dmm_space_config *cfg, stru
     s->max_pages = cfg->max_pages ? MIN(cfg->max_pages, cfg->pages) : cfg->pages;
     s->weight = cfg->weight;
     s->kick = cfg->ops && cfg->ops->kick ? cfg->ops->kick : space_kick_nobody;
+    s->log_writes = cfg->ops ? cfg->ops->log_writes : NULL;
     s->owner = cfg->owner;
     s->translation.generation = 1; /* a vCPU that has flushed for nothing yet says 0 */
     s->last_gfn = UINT64_MAX - 1;
@@ -247,11 +248,10 @@ static void uncount_table(struct dmm_space *s, const struct region *r)
     }
 }
 
-/* Calls fn for every region that there is. */
-static void each_region(struct dmm_space *s, void (*fn)(struct dmm_space *s, uint64_t n, struct region *r))
+void space_each_region(struct dmm_space *s, void (*fn)(struct dmm_space *s, uint64_t n, struct region *r))
 {
     for (uint64_t n = 0; n < s->region_count; n++) {
-        struct region *chunk = s->chunks[n / CHUNK_REGIONS];
+        struct region *chunk = __atomic_load_n(&s->chunks[n / CHUNK_REGIONS], __ATOMIC_ACQUIRE);
         if (!chunk)
             n |= CHUNK_REGIONS - 1;
         else if (chunk[n % CHUNK_REGIONS].l2e)
@@ -279,13 +279,13 @@ static void drop_detached(struct dmm_space *s, uint64_t n, struct region *r)
  * given back. */
 static void make_empty(struct dmm_space *s)
 {
-    each_region(s, detach);
+    space_each_region(s, detach);
     __atomic_fetch_add(&s->translation.generation, 1, __ATOMIC_SEQ_CST); /* for the upper tables, whatever they lead to */
     dmm_flush_wait(s);
     share_drop_unsealed(); /* before its id can become another's */
     if (s->base)
         image_depart(s);
-    each_region(s, drop_detached);
+    space_each_region(s, drop_detached);
     free_tables_below(s, space_root(s), 4);
     memset(mfn_to_hva(space_root(s)), 0, PAGE_SIZE);
     for (uint64_t k = 0; k * CHUNK_REGIONS < s->region_count; k++)
@@ -310,6 +310,7 @@ void dmm_space_clear(struct dmm_space *s)
 void space_destroy(struct dmm_space *s)
 {
     bool outermost = dmm_enter();
+    write_log_forget(s);
     make_empty(s);
     frame_free(space_root(s), 0);
     for (unsigned t = 0; t < FRAME_TYPE_COUNT; t++)
@@ -324,6 +325,8 @@ void space_destroy(struct dmm_space *s)
     kfree(s);
     dmm_wake_memory_waiters();
 }
+
+void dmm_space_close(struct dmm_space *s) { pool_close(s); }
 
 void dmm_space_destroy(struct dmm_space *s)
 {

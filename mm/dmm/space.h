@@ -26,7 +26,10 @@ struct region {
     p2m_entry_t *l1;        /* 512 level-1 entries, or NULL: the level-2 entry speaks for all */
     union {
         p2m_entry_t detached; /* what the level-2 entry was, while the space is being taken apart */
-        uint64_t taken;       /* of an image: how many of its heirs have it */
+        struct {
+            uint32_t taken;   /* of an image: how many of its heirs have it */
+            uint16_t at_rest; /* (a) region_is_unchanged() */
+        };
     };
     uint16_t ram_pages;     /* declared as RAM */
     uint16_t filled_pages;  /* of which not EMPTY */
@@ -34,6 +37,18 @@ struct region {
     uint8_t breaks;         /* of shared pages, since the last scan */
 } __attribute__((aligned(64)));
 _Static_assert(sizeof(struct region) == 64, "a cache line each");
+
+/*
+ * A scan that found a region at rest leaves here how many of its pages were filled, plus one. First touches and breaks of shared pages change what this is
+ * compared with, at no cost to them; whoever else changes an entry says so, with the lock held, and a CPU's log whenever it is read, without.
+ */
+#define REGION_BEING_SCANNED UINT16_MAX
+static inline bool region_is_unchanged(const struct region *r)
+{
+    return __atomic_load_n(&r->at_rest, __ATOMIC_RELAXED) == __atomic_load_n(&r->filled_pages, __ATOMIC_RELAXED) + 1 &&
+           !__atomic_load_n(&r->breaks, __ATOMIC_RELAXED);
+}
+static inline void region_changed(struct region *r) { __atomic_store_n(&r->at_rest, 0, __ATOMIC_RELAXED); }
 
 #define CHUNK_REGIONS (PAGE_SIZE / sizeof(struct region))
 /* What a vCPU that finds no frame wanted it for; each has its own rule (pool.c). */
@@ -61,6 +76,7 @@ struct dmm_space {
     uint32_t vm_id;
     uint64_t pages, min_pages, max_pages, weight;
     void (*kick)(void *owner, bool wait); /* of dmm_space_ops; of a space without any: nothing */
+    bool (*log_writes)(void *owner, enum dmm_log_step step); /* of dmm_space_ops, or NULL */
     void *owner;
     char name[DMM_NAME_MAX];
 
@@ -71,6 +87,8 @@ struct dmm_space {
     uint64_t large_pages, pinned_pages, ram_pages;
     uint64_t flushes;
     uint64_t breaks;          /* shared pages written to and copied */
+    uint64_t logged;          /* pages that CPUs have logged as written */
+    bool logs;                /* the scanner's: every CPU logs what it writes */
 
     /* under cover_lock: pool.c */
     struct spinlock cover_lock;
@@ -137,8 +155,13 @@ extern struct dmm_space *dmm_spaces[DMM_MAX_SPACES + 1]; /* by id; [0] is the hy
 extern struct dmm_space *dmm_state_spaces[DMM_MAX_VMS + 1]; /* by state_id */
 static inline struct dmm_space *space_of_id(uint16_t id) { return dmm_spaces[id]; }
 
+/* Calls fn for every region that there is. */
+void space_each_region(struct dmm_space *s, void (*fn)(struct dmm_space *s, uint64_t n, struct region *r));
 void space_kick_nobody(void *owner, bool wait);
 void space_destroy(struct dmm_space *s); /* without dmm_space_destroy()'s wait for policies */
+
+/* write_log.c: its CPUs are gone, and their logs. */
+void write_log_forget(struct dmm_space *s);
 
 /* ---- image.c ---------------------------------------------------------------------------------------------- */
 

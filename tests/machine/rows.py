@@ -11,15 +11,15 @@ ROWS = {}
 
 
 class Row:
-    def __init__(self, name, run, timeout, memory, backends, why, quick, audit, cpus):
+    def __init__(self, name, run, timeout, memory, backends, why, quick, audit, cpus, model=None):
         self.name, self.run, self.timeout, self.memory, self.audit = name, run, timeout, memory, audit
-        self.backends, self.why, self.quick, self.cpus = backends, why, quick, cpus
+        self.backends, self.why, self.quick, self.cpus, self.model = backends, why, quick, cpus, model
 
 
-def row(name, timeout=60, memory="512M", backends=tuple(BACKENDS), why=None, quick=(), audit=True, cpus=1):
+def row(name, timeout=60, memory="512M", backends=tuple(BACKENDS), why=None, quick=(), audit=True, cpus=1, model=None):
     """timeout: seconds for the whole row on QEMU. backends: where it runs, and why not on the others. quick: back ends on which `make
     test` runs it although they are slow. audit: `mem audit` must be clean on the last machine when the function is done. cpus: of the
-    machine."""
+    machine. model: of CPU, as the emulator calls it, if the usual one lacks what the row is about; such a row is for one back end."""
     def register(function):
         if name in ROWS:
             raise ValueError(f"two rows {name}")
@@ -27,7 +27,9 @@ def row(name, timeout=60, memory="512M", backends=tuple(BACKENDS), why=None, qui
             raise ValueError(f"row {name}: back ends {backends}, quick {quick}")
         if (set(backends) == set(BACKENDS)) != (why is None):
             raise ValueError(f"row {name} is for {', '.join(backends)}; why= says why not for all, and only then")
-        ROWS[name] = Row(name, function, timeout, memory, backends, why, quick, audit, cpus)
+        if model and len(backends) != 1:
+            raise ValueError(f"row {name}: {model} is no CPU of all of {backends}")
+        ROWS[name] = Row(name, function, timeout, memory, backends, why, quick, audit, cpus, model)
         return function
     return register
 
@@ -80,7 +82,7 @@ class Bench:
         self.power_off()
         self.kind = kind or self.kind
         self.image = self._image(config, files or {}, image_options)
-        self.machine = self.kind(self.image, self.log_path, memory or self.row.memory, self.deadline, cpu, extra)
+        self.machine = self.kind(self.image, self.log_path, memory or self.row.memory, self.deadline, cpu or self.row.model, extra)
         self.machine.slow = self.slow
         self.machine.cpus = cpus or self.row.cpus
         self.machine.start()

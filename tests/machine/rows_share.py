@@ -79,6 +79,60 @@ def share_writers(bench):
     m.command("policy off churn")
 
 
+# ---- by the CPUs' own log of what they write to ------------------------------------------------------------------------------
+
+
+def sweeps(m, count):
+    """That many more of the background's."""
+    begun = show(m, "dedup")["sweeps"]
+    return m.until("policy show dedup", lambda a: a["counters"]["sweeps"] >= begun + count and a["counters"], 120, f"{count} more sweeps")
+
+
+@row("share-log", timeout=200, backends=("vmx",), why="no other emulated CPU logs what it writes to", quick=("vmx",), cpus=2,
+     model="corei7_skylake_x")
+def share_log(bench):
+    """Sweeps pass by what the CPUs' logs say nothing of; what is written to there is found; who writes a lot does without a log."""
+    m = bench.boot(*on_disk("share.elf"))
+    require(m.seen("page-modification logging"), "the CPU has none, or the log of the boot does not say so")
+    m.command("policy off dedup")
+    m.command("policy off large")
+    create(m, "h", "share.elf", "mode=storm seed=3 pages=12000", "64M")
+    says(m, "h", "holds", 120)
+    state_pages = m.vm("h")["state_pages"]
+    eager(m)
+    quiet = m.until("policy show dedup", lambda a: a["counters"]["vms_that_log"] == 1 and a["counters"]["regions_unchanged"] > 100 and a["counters"],
+                    120, "regions passed by")
+    v = m.vm("h")
+    require(v["state_pages"] == state_pages + 1, f"a log is a frame of the VM's state: {state_pages} before, now {v['state_pages']}")
+    require(v["overhead_bytes"] == 4096 * (v["p2m_pages"] + v["state_pages"]) + v["heap_bytes"], f"the overhead does not add up: {v}")
+    m.audit()
+    before, after = sweeps(m, 1), sweeps(m, 20)
+    looked, passed = after["regions"] - before["regions"], after["regions_unchanged"] - before["regions_unchanged"]
+    require(passed > 10 * looked and after["merged"] == before["merged"], f"{looked} regions looked at, {passed} passed by")
+    require(after["pages_hashed"] - before["pages_hashed"] < 100, f"pages are hashed again: {after}")
+    # A byte in each page: all logs are full many times over, and what was shared is taken apart and looked at anew.
+    says(m, "h", "wrote", 120, key="w")
+    says(m, "h", "verified", 120)
+    full = m.until("policy show dedup", lambda a: a["counters"]["pages_hashed"] > after["pages_hashed"] + 9000 and a["counters"], 120,
+                   "what was written to hashed again")
+    require(full["log_full"] > quiet["log_full"] and full["log_pages"] > quiet["log_pages"] + 500, f"the logs: {quiet}, then {full}")
+    says(m, "h", "verified", 120, key="v")
+    m.audit()
+    # At rest again; then its writes during the sweeps, and the end of the logs with the scanner.
+    m.until("policy show dedup", lambda a: a["counters"]["vms_that_log"] == 1 and a["counters"]["regions_unchanged"] > full["regions_unchanged"] + 200,
+            120, "regions passed by again")
+    create(m, "w", "share.elf", "mode=writers seed=5 pages=3000", "32M", "vcpus=2")
+    first = int(says(m, "w", r"round (\d+) ok").group(1))
+    sweeps(m, 10)
+    require(int(says(m, "w", r"round (\d+) ok").group(1)) > first, "the writer stands still")
+    require(show(m, "dedup")["vms_that_log"] == 1, "a VM that writes all the time keeps a log")
+    m.audit()
+    m.command("policy off dedup")
+    m.until("policy show dedup", lambda a: a["counters"]["vms_that_log"] == 0, 30, "the logs' end")
+    require(m.vm("h")["state_pages"] == state_pages, "a log that nobody reads is still there")
+    says(m, "h", "verified", 120, key="v")
+
+
 # ---- by the oracle ------------------------------------------------------------------------------------------------------
 
 

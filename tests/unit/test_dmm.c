@@ -2,7 +2,7 @@
  * that is only emptied when the flush generation says so: a change without its flush reads or writes a stale frame here, as on a
  * real machine and unlike on an emulator. Until they have acknowledged a change, other CPUs go on writing through what they have: so the
  * kick that asks for it writes here and there first. The ledger is audited after every step.
- * TEST-SOURCES: mm/dmm/frame.c mm/dmm/frame_alloc.c mm/dmm/space.c mm/dmm/pool.c mm/dmm/p2m.c mm/dmm/fault.c mm/dmm/hist.c
+ * TEST-SOURCES: mm/dmm/frame.c mm/dmm/frame_alloc.c mm/dmm/space.c mm/dmm/write_log.c mm/dmm/pool.c mm/dmm/p2m.c mm/dmm/fault.c mm/dmm/hist.c
    mm/dmm/guest_access.c mm/dmm/policy.c mm/dmm/audit.c mm/dmm/share.c mm/dmm/rmap.c mm/dmm/merge.c
    mm/dmm/scan.c mm/dmm/group.c mm/dmm/image.c mm/dmm/collapse.c mm/dmm/bill.c mm/dmm/move.c policies/demand.c
    tests/unit/fake/dmm_host.c tests/unit/fake/p2m_fake.c */

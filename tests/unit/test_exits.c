@@ -26,10 +26,11 @@ static struct vm vm;
 static struct vcpu xv = {.hvm = &xs, .vm = &vm}, av = {.hvm = &as, .vm = &vm};
 static uint64_t ept_tables[4][512] __attribute__((aligned(4096)));
 static struct dmm_translation translation;
-static unsigned errors_logged, nmi_windows_off;
+static unsigned errors_logged, nmi_windows_off, logs_full;
 
 void vmx_fetch(struct vcpu *v) { (void)v; }
 void vmx_request_nmi_window(struct vcpu *v, bool on) { (void)v; nmi_windows_off += !on; }
+void vmx_log_full(struct vcpu *v) { logs_full += v == &xv; }
 void log_write(enum log_level level, const char *fmt, ...) { (void)fmt; errors_logged += level == LOG_ERROR; }
 void *mfn_to_hva(mfn_t mfn) { return (void *)(uintptr_t)mfn_to_hpa(mfn); }
 const char *p2m_type_name(enum p2m_type t) { (void)t; return "type"; }
@@ -126,6 +127,9 @@ static void events(void **state)
     }
     assert_int_equal(of_vmx(43, 0, 0, 0).kind, VM_EXIT_IRQ_WINDOW); /* CR8 is low enough: on the other vendor's CPUs its write exits */
     assert_int_equal(of_vmx(52, 0, 0, 0).kind, VM_EXIT_INTR); /* the preemption timer */
+    assert_int_equal(logs_full, 0);
+    assert_int_equal(of_vmx(62, 0, 0, 0).kind, VM_EXIT_INTR); /* a log is full: emptied at once, and nothing to do for anybody else */
+    assert_int_equal(logs_full, 1);
     nmi_windows_off = 0;
     of_vmx(8, 0, 0, 0);
     assert_int_equal(nmi_windows_off, 1); /* else it would ring for ever */

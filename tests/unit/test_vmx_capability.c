@@ -78,7 +78,7 @@ static const struct word {
     {0x48b, 0x48b, "secondary processor-based", offsetof(struct vmx_features, proc2),
      {{1, REQUIRED, "enable EPT"}, {3, OPTIONAL, "enable RDTSCP"}, {5, OPTIONAL, "enable VPID"}, {6, REQUIRED, "WBINVD exiting"},
       {7, REQUIRED, "unrestricted guest"},
-      {10, OPTIONAL, "PAUSE-loop exiting"}, {12, OPTIONAL, "enable INVPCID"}}},
+      {10, OPTIONAL, "PAUSE-loop exiting"}, {12, OPTIONAL, "enable INVPCID"}}}, /* 17, "enable PML": on only while a log is read */
     {0x483, 0x48f, "VM-exit", offsetof(struct vmx_features, exit),
      {{2, REQUIRED, "save debug controls"}, {9, REQUIRED, "host address-space size"}, {15, UNWANTED, "acknowledge interrupt on exit"},
       {19, REQUIRED, "load IA32_PAT"}, {21, REQUIRED, "load IA32_EFER"}}},
@@ -131,6 +131,7 @@ static void judge(const struct vmx_msrs *m)
     assert_true(f.invept_type == 1 || f.invept_type == 2);
     assert_true(ept >> (24 + f.invept_type) & 1);
     assert_int_equal(f.eptp_bits, 6 | 3 << 3 | (ept >> 21 & 1) << 6);
+    assert_int_equal(f.pml, (vmx_msr(m, 0x48b) >> 49 & 1) && (ept >> 21 & 1)); /* a log of dirty bits that are set */
 }
 
 /* ---- whole CPUs --------------------------------------------------------------------------------------------------------------- */
@@ -150,6 +151,7 @@ static void these_models_are_taken(void **state)
         assert_int_equal(f.cr4_fixed0, 0x2000);
         assert_int_equal(f.cr4_fixed1, raw[9].of[model]);
         assert_int_equal(f.timer_shift, 0);
+        assert_int_equal(f.pml, model == SKX || model >= ICL);
         assert_int_equal(f.timer_slice, 0); /* enable.c's */
     }
 }
@@ -255,6 +257,23 @@ static void each_bit_of_the_ept_and_vpid_capabilities(void **state)
     struct vmx_msrs m = msrs_of(HSW);
     m.value[0xc] &= ~(BIT64(25) | BIT64(26));
     assert_refused(&m, "INVEPT without a type");
+}
+
+static void a_log_wants_dirty_bits_too_and_all_cpus_alike(void **state)
+{
+    struct vmx_msrs m = msrs_of(SKX);
+    assert_true(taken(&m) && f.pml);
+    struct vmx_features boot = f;
+    assert_int_equal(f.proc2 >> 17 & 1, 0); /* nobody reads one yet */
+    m.value[0xb] &= ~BIT64(49);
+    assert_true(taken(&m));
+    assert_false(f.pml);
+    assert_false(vmx_features_agree(&boot, &f, why));
+    assert_non_null(strstr(why, "page-modification logging: 0 here, 0x1 on the boot CPU"));
+    m = msrs_of(SKX);
+    m.value[0xc] &= ~BIT64(21);
+    assert_true(taken(&m));
+    assert_false(f.pml);
 }
 
 static void nothing_optional_is_needed(void **state)
@@ -394,6 +413,7 @@ int main(void)
         cmocka_unit_test(these_models_are_taken), cmocka_unit_test(haswell_word_by_word),
         cmocka_unit_test(without_the_true_controls_cr3_exits_cannot_be_had_off), cmocka_unit_test(the_texts_of_refusals),
         cmocka_unit_test(each_bit_of_each_control_word), cmocka_unit_test(each_bit_of_the_ept_and_vpid_capabilities),
+        cmocka_unit_test(a_log_wants_dirty_bits_too_and_all_cpus_alike),
         cmocka_unit_test(nothing_optional_is_needed), cmocka_unit_test(a_cpu_is_like_itself_and_no_other),
         cmocka_unit_test(cpus_that_agree_take_the_same_words), cmocka_unit_test(any_numbers_at_all),
         cmocka_unit_test(no_register_is_read_that_does_not_exist), cmocka_unit_test(firmware_that_locked_it_and_firmware_that_forgot),

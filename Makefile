@@ -197,6 +197,9 @@ setup:
 build/guest-kernel/vmlinuz:
 	$(Q)tools/setup
 
+build/guest-generic/vmlinuz:
+	$(Q)tools/setup generic
+
 include guests/rules.mk
 
 build/guests/initramfs.img: $(shell find guests -type f 2>/dev/null)
@@ -288,7 +291,8 @@ build/machine/oracle: tests/machine/oracle.c
 	$(Q)$(CC) -std=gnu17 -O2 -Wall -Wextra -Wshadow -Werror -o $@ $<
 
 test-machine:
-	$(Q)$(MAKE) --no-print-directory DEBUG=1 all build/machine/oracle tiny-guests build/guest-kernel/vmlinuz build/guests/initramfs.img
+	$(Q)$(MAKE) --no-print-directory DEBUG=1 all build/machine/oracle tiny-guests build/guest-kernel/vmlinuz build/guest-generic/vmlinuz \
+	    build/guests/initramfs.img
 	$(Q)PALIMPSEST_BUILD=build/debug tests/machine/run --backend $(BACKEND) $(if $(ROWS),--rows $(ROWS)) $(if $(QUICK),--quick)
 
 test: setup

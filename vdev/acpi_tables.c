@@ -2,6 +2,9 @@
  * The guest's ACPI tables (ACPI 6.4, chapter 5 and 20), built field by field into a buffer that stands for GUEST_ACPI_GPA. All
  * references are to gpas inside it. Writing past the end sets `full` and nothing else.
  *
+ * Behind them is what systems without ACPI read instead (Intel, MultiProcessor Specification 1.4, chapter 4). It says of processors and
+ * interrupts what the MADT says, so both must change together.
+ *
  * AML packages carry their own length in front, in one to four bytes; we reserve two always (the encoding allows it) and fill
  * them in when the package is closed.
  */
@@ -273,14 +276,54 @@ static size_t build_madt(struct writer *w, unsigned vcpus)
     return at;
 }
 
+/* ---- MP table --------------------------------------------------------------------------------------------------------- */
+
+enum { MP_PROCESSOR, MP_BUS, MP_IOAPIC, MP_INTERRUPT, MP_LOCAL_INTERRUPT };
+enum { MP_INT, MP_NMI, MP_SMI, MP_EXTINT };
+
+/* `flags` as in the MADT's overrides. The source is always the one bus, the destination always the one I/O APIC or `apic` of a local one. */
+static void put_mp_interrupt(struct writer *w, uint8_t entry, uint8_t type, uint16_t flags, unsigned irq, uint8_t apic, unsigned pin)
+{
+    put8(w, entry), put8(w, type), put16(w, flags), put8(w, 0), put8(w, (uint8_t)irq), put8(w, apic), put8(w, (uint8_t)pin);
+}
+
+/* The I/O APIC has id 0 as in the MADT, though a local APIC has it too: nothing is addressed by it since there is no APIC bus. */
+static size_t build_mp_table(struct writer *w, unsigned vcpus)
+{
+    align(w, 16);
+    size_t at = w->used;
+    unsigned processors = MIN(vcpus, 255u), interrupts = 15;
+    put_bytes(w, "PCMP", 4);
+    put16(w, 0), put8(w, 4), put8(w, 0);                /* length and checksum are still to come; version 1.4 */
+    put_bytes(w, "PALIMP  GUEST       ", 20);
+    put32(w, 0), put16(w, 0), put16(w, (uint16_t)(processors + 2 + interrupts + 2)), put32(w, GUEST_LAPIC_GPA), put32(w, 0);
+    for (unsigned n = 0; n < processors; n++) {
+        put8(w, MP_PROCESSOR), put8(w, (uint8_t)n), put8(w, 0x14), put8(w, n == 0 ? 3 : 1); /* enabled, the first one boots */
+        put32(w, 0x600), put32(w, 0x301), put64(w, 0);  /* "see CPUID": family 6; FPU, CX8, APIC */
+    }
+    put8(w, MP_BUS), put8(w, 0), put_bytes(w, "ISA   ", 6);
+    put8(w, MP_IOAPIC), put8(w, 0), put8(w, 0x11), put8(w, 1), put32(w, GUEST_IOAPIC_GPA);
+    for (unsigned irq = 0; irq < 16; irq++)
+        if (irq != 2)                                   /* the cascade of the PICs; its pin is IRQ 0's */
+            put_mp_interrupt(w, MP_INTERRUPT, MP_INT, irq == GUEST_SCI_IRQ ? 0x000d : 0, irq, 0, irq == 0 ? 2 : irq);
+    put_mp_interrupt(w, MP_LOCAL_INTERRUPT, MP_EXTINT, 0, 0, 0, 0);  /* the PICs: LINT0 of the boot processor */
+    put_mp_interrupt(w, MP_LOCAL_INTERRUPT, MP_NMI, 0, 0, 0xff, 1);
+    if (w->full)
+        return at;
+    w->buf[at + 4] = (uint8_t)(w->used - at), w->buf[at + 5] = (uint8_t)((w->used - at) >> 8);
+    set_checksum(w, at, w->used - at, at + 7);
+    return at;
+}
+
 size_t acpi_tables_build(uint8_t *buf, size_t size, unsigned vcpus)
 {
     struct writer w = {.buf = buf, .size = MIN(size, (size_t)GUEST_ACPI_SIZE)};
-    put(&w, 0, GUEST_GENID_OFFSET + GUEST_GENID_BYTES); /* the RSDP, when the rest is known; the generation id is the platform's */
+    put(&w, 0, GUEST_MP_POINTER_OFFSET + 16); /* RSDP and MP pointer, when the rest is known; the generation id is the platform's */
     size_t dsdt = build_dsdt(&w), facs = build_facs(&w);
     size_t fadt = build_fadt(&w, facs, dsdt), madt = build_madt(&w, vcpus), xsdt = begin(&w, "XSDT", 1);
     put64(&w, gpa_of(fadt)), put64(&w, gpa_of(madt));
     end(&w, xsdt);
+    size_t mp = build_mp_table(&w, vcpus);
     if (w.full)
         return 0;
     struct writer r = {.buf = buf, .size = 36};
@@ -290,5 +333,9 @@ size_t acpi_tables_build(uint8_t *buf, size_t size, unsigned vcpus)
     put8(&r, 2), put32(&r, 0), put32(&r, 36), put64(&r, gpa_of(xsdt)), put32(&r, 0);
     set_checksum(&r, 0, 20, 8);
     set_checksum(&r, 0, 36, 32);
+    struct writer m = {.buf = buf, .size = GUEST_MP_POINTER_OFFSET + 16, .used = GUEST_MP_POINTER_OFFSET};
+    put_bytes(&m, "_MP_", 4);
+    put32(&m, gpa_of(mp)), put8(&m, 1), put8(&m, 4), put(&m, 0, 6); /* 16 bytes; 1.4; sum; a table; no IMCR: the PICs are at LINT0 */
+    set_checksum(&m, GUEST_MP_POINTER_OFFSET, 16, GUEST_MP_POINTER_OFFSET + 10);
     return w.used;
 }

@@ -21,8 +21,9 @@
 
 extern const struct vm_platform_ops vdev_platform_ops;
 
-/* Where the ACPI tables are: inside [0xA0000, 1 MiB), which every guest's memory map says is reserved. */
-#define GUEST_ACPI_GPA 0x000e0000u
+/* Where the ACPI tables are: inside [0xA0000, 1 MiB), which every guest's memory map says is reserved, and in the half of it where the MP
+ * table is looked for too. */
+#define GUEST_ACPI_GPA 0x000f0000u
 #define GUEST_ACPI_SIZE 0x10000u
 
 #define GUEST_LAPIC_GPA 0xfee00000u
@@ -36,6 +37,8 @@ extern const struct vm_platform_ops vdev_platform_ops;
 #define GUEST_GENID_OFFSET 0x40u
 #define GUEST_GENID_BYTES 16u
 #define GUEST_GENID_PIN 16
+/* The floating pointer of the MP table, which lies behind the ACPI tables. */
+#define GUEST_MP_POINTER_OFFSET 0x50u
 
 /* ---- virtual time ------------------------------------------------------------------------------------------------- */
 
@@ -209,7 +212,7 @@ void vreset_load(struct vreset *d, const struct vreset_saved *in);
 vdev_pio_fn vreset_port92_pio, vreset_8042_pio, vreset_pci_pio, vdebugexit_pio;
 
 /* Builds RSDP (at offset 0), XSDT, FADT, FACS, MADT, DSDT as they stand at GUEST_ACPI_GPA, with an empty generation id at
- * GUEST_GENID_OFFSET. Returns bytes used, 0: does not fit. */
+ * GUEST_GENID_OFFSET, and the MP table. Returns bytes used, 0: does not fit. */
 size_t acpi_tables_build(uint8_t *buf, size_t size, unsigned vcpus);
 
 /* vgenid.c: an id that no VM has had. */

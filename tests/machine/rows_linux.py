@@ -90,6 +90,26 @@ def guest_linux_memory(bench):
         require(m.vm(name)["resident_pages"] > (160 << 20) >> 12, f"{name} has fewer pages than it wrote")
 
 
+@row("guest-linux-mp-table", timeout=300, memory="768M", cpus=2)
+def guest_linux_mp_table(bench):
+    """Without ACPI, or without what ACPI says of interrupts, the generic kernel (the cloud one reads no MP table) has both its CPUs, and the
+    serial line's interrupts come through the I/O APIC."""
+    files = dict(linux_files(), vmlinuz=guest("guest-generic/vmlinuz"))
+    for more in ("acpi=off", "acpi=noirq"):
+        m = bench.boot(HYPERVISOR + linux("a", more=f"quiet {more}") + "vcpus = 2\n", files)
+        to_shell(m, "a", 150)
+        require(more in m.shell("cat /proc/cmdline"), "the command line")
+        require(m.shell("grep -c ^processor /proc/cpuinfo") == "2", f"{more}: not two CPUs: {m.shell('dmesg | grep -i -e smp -e mp-table')}")
+        interrupts = m.shell("cat /proc/interrupts")
+        serial = re.search(r"^ *4: +(\d+) +(\d+) +IO-APIC +4-edge +ttyS0", interrupts, re.M)
+        require(serial and int(serial[1]) + int(serial[2]) > 10, f"{more}: {interrupts}")
+        require(not re.search(r"XT-PIC(?! +cascade)", interrupts), f"{more}: interrupts of the PICs: {interrupts}")
+        ticks = re.search(r"^ *LOC: +(\d+) +(\d+)", interrupts, re.M)
+        require(ticks and int(ticks[1]) > 10 and int(ticks[2]) > 10, f"{more}: a CPU without a timer: {interrupts}")
+        require(("acpi" in m.shell("ls /sys/firmware").split()) == (more == "acpi=noirq"), f"{more}: ACPI is on or off")
+        m.detach()
+
+
 @row("guest-linux-ends", timeout=240, memory="512M")
 def guest_linux_ends(bench):
     """Power-off and reboot from inside, kernel panic, and a new start after each."""

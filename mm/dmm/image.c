@@ -109,19 +109,6 @@ static bool take_page(struct dmm_space *s, p2m_entry_t *slot, uint64_t gfn, stru
     }
 }
 
-/* A level-1 table for the heir, nothing of which can be reached yet: EMPTY where it has RAM. */
-static p2m_entry_t *new_table(struct dmm_space *s, uint64_t n)
-{
-    mfn_t m = frame_alloc(0, FRAME_ZEROED, FRAME_P2M, s);
-    if (!mfn_valid(m))
-        return NULL;
-    p2m_entry_t *l1 = mfn_to_hva(m);
-    for (uint64_t g = n * LARGE_PAGES; g < (n + 1) * LARGE_PAGES; g++)
-        if (dmm_gfn_is_ram(s, gfn_of(g)))
-            p2m_transition(s, &l1[g % LARGE_PAGES], 1, P2M_HOLE, P2M_EMPTY, s->empty);
-    return l1;
-}
-
 /* Out of frames half-way: no CPU has seen the table. */
 static void give_back(struct dmm_space *s, p2m_entry_t *l1, uint64_t n)
 {
@@ -196,7 +183,7 @@ bool image_take_region(struct dmm_space *s, struct region *r, uint64_t n)
         p2m_transition(s, r->l2e, 2, P2M_INHERITED, P2M_EMPTY, s->empty);
         return true;
     }
-    p2m_entry_t *l1 = new_table(s, n);
+    p2m_entry_t *l1 = space_new_table(s, n);
     if (!l1)
         return false;
     if (!nothing) {

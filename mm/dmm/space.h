@@ -41,6 +41,7 @@ enum pool_want {
     POOL_WANT_TOUCH, /* a page that holds nothing yet */
     POOL_WANT_COPY,  /* a page that reads as something, and has no charge: ZERO_RO, IMAGE_RO */
     POOL_WANT_BREAK, /* a shared page, which is charged already */
+    POOL_WANT_TABLE, /* a table, or what a region takes that is taken over from an image: in no pool */
 };
 
 #define DMM_RAM_RANGES 8u
@@ -128,6 +129,8 @@ static inline struct region *region_of(const struct dmm_space *s, gfn_t gfn)
 }
 /* The region of a gfn that is RAM, made if need be. NULL: out of frames. No lock of rank >= LOCK_RANK_SPACE held; inside the gate. */
 struct region *region_build(struct dmm_space *s, gfn_t gfn);
+/* A level-1 table for region n, nothing of which can be reached yet: EMPTY where the space has RAM. NULL: out of frames. */
+p2m_entry_t *space_new_table(struct dmm_space *s, uint64_t n);
 /* RAM pages of [first, end). */
 uint64_t space_ram_in(const struct dmm_space *s, uint64_t first, uint64_t end);
 /* Takes back what the region has and frees it: all CPUs have forgotten it. `e` is its level-2 entry, which nothing holds any more. */

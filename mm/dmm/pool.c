@@ -60,6 +60,8 @@ static bool may_have(const struct dmm_space *s, enum pool_want want)
     uint64_t charged = load(&s->charged), aside = load(&pool_set_aside);
     if (want == POOL_WANT_BREAK)
         return pool_may_break(s);
+    if (want == POOL_WANT_TABLE)
+        return true;
     if (charged >= s->max_pages)
         return false;
     return charged < s->min_pages || !aside || frame_available_hint() > aside ||
@@ -84,7 +86,7 @@ bool pool_admit(struct dmm_space *s)
 enum dmm_stall dmm_stall_reason(const struct dmm_space *s)
 {
     enum pool_want want = s->stalled_for;
-    if (want != POOL_WANT_BREAK && load(&s->charged) >= s->max_pages)
+    if ((want == POOL_WANT_TOUCH || want == POOL_WANT_COPY) && load(&s->charged) >= s->max_pages)
         return DMM_STALL_MAXIMUM;
     if (!frame_available_hint())
         return DMM_STALL_NO_FRAME;

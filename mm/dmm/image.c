@@ -251,8 +251,7 @@ static void drop_taken(struct dmm_space *image)
     }
 }
 
-/* One heir or holder less, which has taken nothing (any more). */
-static void release(struct dmm_space *image)
+void image_release(struct dmm_space *image)
 {
     spin_lock(&image->image_lock);
     unsigned left = --image->heirs;
@@ -284,7 +283,7 @@ void image_depart(struct dmm_space *s)
     s->inherited_charge = s->inherited_owed = 0;
     pool_uncharge(s, charged);
     pool_settle(s, owed);
-    release(image);
+    image_release(image);
 }
 
 static void join_heirs(struct dmm_space *s, struct dmm_space *image)
@@ -449,7 +448,7 @@ bool dmm_space_restore(struct dmm_space *s, struct dmm_image *handle)
 void dmm_image_release(struct dmm_image *handle)
 {
     bool outermost = dmm_enter();
-    release(space_of(handle));
+    image_release(space_of(handle));
     dmm_leave(outermost);
     dmm_wake_memory_waiters();
 }

@@ -302,6 +302,26 @@ struct dmm_space *dmm_space_acquire(unsigned id)
     return s;
 }
 
+struct dmm_space *pool_hold_image(unsigned id)
+{
+    if (!__atomic_load_n(&dmm_spaces[id], __ATOMIC_ACQUIRE))
+        return NULL;
+    spin_lock(&pools_lock); /* it is taken off the list before it goes */
+    struct dmm_space *image = dmm_spaces[id];
+    if (image && (!image->frozen || !image->heirs)) /* none yet, or no longer */
+        image = NULL;
+    if (image) {
+        spin_lock(&image->image_lock);
+        if (image->heirs)
+            image->heirs++;
+        bool held = image->heirs;
+        spin_unlock(&image->image_lock);
+        image = held ? image : NULL;
+    }
+    spin_unlock(&pools_lock);
+    return image;
+}
+
 static struct waitq users_gone = WAITQ_INIT(users_gone);
 
 void dmm_space_release(struct dmm_space *s)

@@ -151,6 +151,8 @@ bool image_take_region(struct dmm_space *s, struct region *r, uint64_t n);
 bool image_read(struct dmm_space *s, gfn_t gfn, unsigned offset, void *buf, size_t len);
 /* The space has no region of its base any more (they are INHERITED or dropped, as their level-2 entries say): it is an heir no more. */
 void image_depart(struct dmm_space *s);
+/* One heir or holder less, which has taken nothing (any more): the last one takes it along. */
+void image_release(struct dmm_space *image);
 /* The image that has region n of what s inherits, and where; NULL: none, it is EMPTY. */
 struct dmm_space *image_of(const struct dmm_space *s, uint64_t n, struct region **r);
 extern mfn_t dmm_zero_mfn; /* the one frame behind every ZERO_RO entry */
@@ -213,6 +215,8 @@ bool pool_list_add(struct dmm_space *s);
 bool pool_list_split(struct dmm_space *s, struct dmm_space *image);
 /* Charges a new heir for what it inherits. */
 void pool_inherit(struct dmm_space *s, uint64_t pages);
+/* The image of that id, held until image_release(); NULL: there is none. */
+struct dmm_space *pool_hold_image(unsigned id);
 /* Until pool_open() no policy may begin with it; returns when none is at work on it any more. May block. */
 void pool_close(struct dmm_space *s);
 void pool_open(struct dmm_space *s);

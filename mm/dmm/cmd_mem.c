@@ -268,4 +268,4 @@ CONSOLE_COMMAND_C(mem, cmd_mem, "mem\nmem audit\nmem bill [VM]\nmem map VM",
                   "set aside for its un-sharing, and our overhead for it.\n"
                   "audit checks that every frame and every page is accounted for exactly once.\n"
                   "bill charges a frame with n users 1/n to each, and says why a VM has what it has.\n"
-                  "map shows the states of a VM's pages, in runs; with -j where its nested table is, those of its images, and its sharing group.", complete_mem);
+                  "map shows the states of a VM's pages, in runs; with -j where its nested table and its images' are, and its group.", complete_mem);

@@ -434,7 +434,8 @@ bool dmm_space_restore(struct dmm_space *s, struct dmm_image *handle)
 {
     struct dmm_space *image = space_of(handle);
     hv_assert(!s->pinned_pages && s->region_count == image->region_count);
-    if (image->charged > s->max_pages || !pool_can_owe(s, image->frozen_owed))
+    uint64_t more = image->frozen_owed - MIN(image->frozen_owed, s->hard); /* what is set aside for it now will be again */
+    if (image->charged > s->max_pages || (more && !pool_can_owe(s, more)))
         return false;
     dmm_space_clear(s);
     bool outermost = dmm_enter();

@@ -314,6 +314,9 @@ struct dmm_bill {
     uint64_t breaks, break_rate_milli /* of its shared pages, per second, now */;
 };
 void dmm_space_bill(struct dmm_space *s, struct dmm_bill *out);
+/* Frames that all VMs together would need more if nobody shared: their pages that read as something, less the frames that they have (of which the zero
+ * page and boot files' are none, nor are those that only images have). Exact while VMs stand still. */
+uint64_t dmm_saved_pages(void);
 /* What a vCPU that waits in dmm_wait_memory() lacks, as far as one can tell now. */
 enum dmm_stall { DMM_STALL_NONE, DMM_STALL_MAXIMUM /* its own */, DMM_STALL_NO_FRAME, DMM_STALL_SET_ASIDE /* for others, or other purposes */ };
 enum dmm_stall dmm_stall_reason(const struct dmm_space *s);

@@ -76,6 +76,9 @@ void dmm_space_bill(struct dmm_space *s, struct dmm_bill *out)
         .overhead_milli = (u.p2m_pages + u.state_pages) * FRAME_MILLI + u.heap_bytes * FRAME_MILLI / PAGE_SIZE,
         .covered_pages = s->hard + s->soft, .breaks = s->breaks, .break_rate_milli = s->break_rate_milli,
     };
-    for (uint64_t n = 0; n < s->region_count; n++)
+    bool stays = dmm_space_acquire(s->id); /* else it is being cleared, and what it inherited from may go */
+    for (uint64_t n = 0; stays && n < s->region_count; n++)
         bill_region(s, n, out);
+    if (stays)
+        dmm_space_release(s);
 }

@@ -1,8 +1,8 @@
 /*
- * `mem map VM`: what the VM's memory is, page by page, as runs of one state; with -j, where its nested table is.
+ * `mem map VM`: what the VM's memory is, page by page, as runs of one state; with -j, where its nested table is, and those of the images behind it.
  *
  * The latter is for a program outside that looks at a dump of the machine's memory and draws its own conclusions: it must not have to believe what
- * we think is there, so it gets no more than the root and who may share with whom. States are read region by region, each under its lock, and
+ * we think is there, so it gets no more than the roots and who may share with whom. States are read region by region, each under its lock, and
  * printed after that: a VM that runs is shown as it was at several moments.
  */
 #include "mm/dmm/cmd_map.h"
@@ -79,6 +79,19 @@ static bool is_named(struct dmm_space *s, void *arg)
     return !search->found;
 }
 
+/* In the order in which a region that the VM has not taken over is looked for: its image first, that one's image next. */
+static void images_json(struct json_writer *w, struct dmm_space *s)
+{
+    json_key(w, "images");
+    json_array_begin(w);
+    bool stays = dmm_space_acquire(s->id); /* and with it the images */
+    for (const struct dmm_space *image = stays ? s->base : NULL; image; image = image->base)
+        json_u64(w, dmm_space_root_hpa(image));
+    if (stays)
+        dmm_space_release(s);
+    json_array_end(w);
+}
+
 enum cmd_result cmd_mem_map(struct cmd_ctx *c, const char *name)
 {
     struct search search = { .name = name };
@@ -95,6 +108,7 @@ enum cmd_result cmd_mem_map(struct cmd_ctx *c, const char *name)
     json_object_begin(c->json);
     json_kv_string(c->json, "name", name);
     json_kv_u64(c->json, "root", dmm_space_root_hpa(s));
+    images_json(c->json, s);
     json_kv_string(c->json, "format", s->format->name);
     json_kv_string(c->json, "group", group ? group : "");
     json_kv_u64(c->json, "pages", s->ram_pages);

@@ -50,29 +50,12 @@ static bool mem_space_json(struct dmm_space *s, void *arg)
     return true;
 }
 
-static bool add_shared(struct dmm_space *s, void *arg)
-{
-    struct dmm_usage u;
-    dmm_space_usage(s, &u);
-    *(uint64_t *)arg += u.shared;
-    return true;
-}
-
-/* Pages that VMs have on shared frames, less these frames. (Images' pages are not counted: nobody would have them otherwise.) */
-static uint64_t saved_pages(void)
-{
-    uint64_t pages = 0;
-    dmm_for_each_space(add_shared, &pages);
-    uint64_t frames = frame_count(FRAME_SHARED);
-    return pages > frames ? pages - frames : 0;
-}
-
 static void mem_json(struct json_writer *w)
 {
     json_object_begin(w);
     json_kv_u64(w, "total_pages", frame_total_pages());
     json_kv_u64(w, "free_pages", frame_free_pages());
-    json_kv_u64(w, "saved_pages", saved_pages());
+    json_kv_u64(w, "saved_pages", dmm_saved_pages());
     json_kv_u64(w, "covered_pages", dmm_covered_pages());
     json_kv_u64(w, "promised_pages", dmm_promised_pages());
     json_kv_u64(w, "reserve_pages", dmm_reserve_pages());
@@ -95,7 +78,7 @@ static void mem_text(void)
         con_printf("%-16s %12lu %12lu\n", frame_type_name(t), (unsigned long)frame_count(t), PAGES_TO_KIB(frame_count(t)));
     con_printf("%-16s %12lu %12lu\n", "total", (unsigned long)frame_total_pages(), PAGES_TO_KIB(frame_total_pages()));
     con_printf("saved by sharing %12lu KiB; set aside: %lu KiB for un-sharing, %lu KiB for minima, %lu KiB reserve\n\n",
-               PAGES_TO_KIB(saved_pages()), PAGES_TO_KIB(dmm_covered_pages()), PAGES_TO_KIB(dmm_promised_pages()), PAGES_TO_KIB(dmm_reserve_pages()));
+               PAGES_TO_KIB(dmm_saved_pages()), PAGES_TO_KIB(dmm_covered_pages()), PAGES_TO_KIB(dmm_promised_pages()), PAGES_TO_KIB(dmm_reserve_pages()));
     con_printf("%-16s %10s %9s %9s %9s %9s %9s %9s %9s %7s %8s %8s\n", "VM (KiB)", "configured", "resident", "in 2 MiB", "shared", "boot file",
                "zero", "inherited", "empty", "pinned", "cover", "overhead");
     dmm_for_each_space(mem_space_text, NULL);
@@ -285,4 +268,4 @@ CONSOLE_COMMAND_C(mem, cmd_mem, "mem\nmem audit\nmem bill [VM]\nmem map VM",
                   "set aside for its un-sharing, and our overhead for it.\n"
                   "audit checks that every frame and every page is accounted for exactly once.\n"
                   "bill charges a frame with n users 1/n to each, and says why a VM has what it has.\n"
-                  "map shows the states of a VM's pages, in runs; with -j where its nested table is, and its sharing group.", complete_mem);
+                  "map shows the states of a VM's pages, in runs; with -j where its nested table and its images' are, and its group.", complete_mem);

@@ -35,6 +35,12 @@ const char *dmm_fault_cause_name(enum dmm_fault_cause c)
     return (unsigned)c < DMM_CAUSE_COUNT ? names[c] : "?";
 }
 
+static struct outcome stalled_for(struct dmm_space *s, enum pool_want want)
+{
+    s->stalled_for = want;
+    return STALLED;
+}
+
 enum fill { FILL_PREZEROED, FILL_CLEARED, FILL_NO_FRAME /* pool or machine has none */ };
 
 /* EMPTY -> RW with a zeroed frame. */
@@ -98,10 +104,8 @@ static inline __attribute__((always_inline)) struct outcome touch_page(struct fr
         return DONE(DMM_CAUSE_ZERO_READ);
     }
     enum fill filled = fill_page(c, s, r, slot, gfn);
-    if (unlikely(filled == FILL_NO_FRAME)) {
-        s->stalled_for = POOL_WANT_TOUCH;
-        return STALLED;
-    }
+    if (unlikely(filled == FILL_NO_FRAME))
+        return stalled_for(s, POOL_WANT_TOUCH);
     s->last_gfn = gfn;
     if (plan && (plan->around_after | plan->around_before)) {
         unsigned may_clear = AROUND_CLEAR_MAX;
@@ -124,7 +128,7 @@ __attribute__((noinline)) static struct outcome touch_as_planned(struct dmm_spac
         return DONE(DMM_CAUSE_FIRST_TOUCH_2M);
     }
     if (!r->l1 && !p2m_build_level1(s, r, 0))
-        return STALLED;
+        return stalled_for(s, POOL_WANT_TABLE);
     return touch_page(frame_cpu(), s, r, gfn, access, &plan);
 }
 
@@ -140,12 +144,6 @@ static inline __attribute__((always_inline)) struct outcome first_touch(struct f
                  !r->filled_pages || access & DMM_MAY_CLEAR))
         return touch_as_planned(s, r, gfn, access);
     return touch_page(c, s, r, gfn, access, NULL);
-}
-
-static struct outcome stalled_for(struct dmm_space *s, enum pool_want want)
-{
-    s->stalled_for = want;
-    return STALLED;
 }
 
 /* IMAGE_RO or ZERO_RO -> a private frame with the same contents. The shared frame stays where it is: other spaces map it. */
@@ -232,10 +230,9 @@ static struct outcome other_fault(struct dmm_space *s, struct region *r, gfn_t g
 /* The region is taken over first, then it is as any other. */
 static struct outcome inherit(struct dmm_space *s, struct region *r, gfn_t gfn, unsigned access)
 {
-    s->stalled_for = POOL_WANT_TOUCH;
     if (!image_take_region(s, r, gfn.v / LARGE_PAGES)) {
         spin_unlock(&r->lock);
-        return STALLED;
+        return stalled_for(s, POOL_WANT_TABLE);
     }
     struct outcome o = other_fault(s, r, gfn, access);
     o.cause = o.result == DMM_FAULT_RETRY ? DMM_CAUSE_INHERIT : o.cause;
@@ -304,7 +301,7 @@ __attribute__((noinline)) static struct outcome untouched(struct dmm_space *s, g
         return OUTCOME(DMM_FAULT_HOLE, DMM_CAUSE_HOLE);
     struct region *r = region_build(s, gfn);
     if (!r)
-        return STALLED;
+        return stalled_for(s, POOL_WANT_TABLE);
     spin_lock(&r->lock);
     return other_fault(s, r, gfn, access);
 }
@@ -415,7 +412,7 @@ enum dmm_fault_result dmm_map_boot_file(struct dmm_space *s, gfn_t first, mfn_t 
         }
         dmm_leave(outermost);
         if (stalled)
-            result = DMM_FAULT_STALLED;
+            result = (enum dmm_fault_result)stalled_for(s, POOL_WANT_TABLE).result;
         else if (!mapped)
             result = dmm_write_guest(s, gfn_to_gpa(gfn), mfn_to_hva(m), PAGE_SIZE);
         if (mapped)

@@ -109,19 +109,6 @@ static bool take_page(struct dmm_space *s, p2m_entry_t *slot, uint64_t gfn, stru
     }
 }
 
-/* A level-1 table for the heir, nothing of which can be reached yet: EMPTY where it has RAM. */
-static p2m_entry_t *new_table(struct dmm_space *s, uint64_t n)
-{
-    mfn_t m = frame_alloc(0, FRAME_ZEROED, FRAME_P2M, s);
-    if (!mfn_valid(m))
-        return NULL;
-    p2m_entry_t *l1 = mfn_to_hva(m);
-    for (uint64_t g = n * LARGE_PAGES; g < (n + 1) * LARGE_PAGES; g++)
-        if (dmm_gfn_is_ram(s, gfn_of(g)))
-            p2m_transition(s, &l1[g % LARGE_PAGES], 1, P2M_HOLE, P2M_EMPTY, s->empty);
-    return l1;
-}
-
 /* Out of frames half-way: no CPU has seen the table. */
 static void give_back(struct dmm_space *s, p2m_entry_t *l1, uint64_t n)
 {
@@ -196,7 +183,7 @@ bool image_take_region(struct dmm_space *s, struct region *r, uint64_t n)
         p2m_transition(s, r->l2e, 2, P2M_INHERITED, P2M_EMPTY, s->empty);
         return true;
     }
-    p2m_entry_t *l1 = new_table(s, n);
+    p2m_entry_t *l1 = space_new_table(s, n);
     if (!l1)
         return false;
     if (!nothing) {
@@ -264,8 +251,7 @@ static void drop_taken(struct dmm_space *image)
     }
 }
 
-/* One heir or holder less, which has taken nothing (any more). */
-static void release(struct dmm_space *image)
+void image_release(struct dmm_space *image)
 {
     spin_lock(&image->image_lock);
     unsigned left = --image->heirs;
@@ -297,7 +283,7 @@ void image_depart(struct dmm_space *s)
     s->inherited_charge = s->inherited_owed = 0;
     pool_uncharge(s, charged);
     pool_settle(s, owed);
-    release(image);
+    image_release(image);
 }
 
 static void join_heirs(struct dmm_space *s, struct dmm_space *image)
@@ -450,7 +436,8 @@ bool dmm_space_restore(struct dmm_space *s, struct dmm_image *handle)
 {
     struct dmm_space *image = space_of(handle);
     hv_assert(!s->pinned_pages && s->region_count == image->region_count);
-    if (image->charged > s->max_pages || !pool_can_owe(s, image->frozen_owed))
+    uint64_t more = image->frozen_owed - MIN(image->frozen_owed, s->hard); /* what is set aside for it now will be again */
+    if (image->charged > s->max_pages || (more && !pool_can_owe(s, more)))
         return false;
     dmm_space_clear(s);
     bool outermost = dmm_enter();
@@ -464,7 +451,7 @@ bool dmm_space_restore(struct dmm_space *s, struct dmm_image *handle)
 void dmm_image_release(struct dmm_image *handle)
 {
     bool outermost = dmm_enter();
-    release(space_of(handle));
+    image_release(space_of(handle));
     dmm_leave(outermost);
     dmm_wake_memory_waiters();
 }

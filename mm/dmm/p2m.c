@@ -71,17 +71,11 @@ p2m_entry_t *p2m_build_level2(struct dmm_space *s, gfn_t gfn)
 
 bool p2m_build_level1(struct dmm_space *s, struct region *r, unsigned frame_flags)
 {
-    p2m_entry_t above = p2m_read(r->l2e);
-    enum p2m_type type = s->format->type_of(above, 2);
     mfn_t mfn;
-    p2m_entry_t *l1 = table_alloc(s, frame_flags, above, &mfn);
+    p2m_entry_t *l1 = table_alloc(s, frame_flags, s->empty, &mfn);
     if (!l1)
         return false;
-    p2m_entry_t table = s->format->make_table(mfn_to_hpa(mfn));
-    if (type == P2M_EMPTY)
-        p2m_transition(s, r->l2e, 2, P2M_EMPTY, P2M_TABLE, table);
-    else
-        p2m_transition(s, r->l2e, 2, P2M_HOLE, P2M_TABLE, table);
+    p2m_transition(s, r->l2e, 2, P2M_EMPTY, P2M_TABLE, s->format->make_table(mfn_to_hpa(mfn)));
     r->l1 = l1;
     return true;
 }

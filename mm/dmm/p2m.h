@@ -118,8 +118,7 @@ static inline __attribute__((always_inline)) p2m_entry_t p2m_transition(
 
 /* Upper levels down to the level-2 entry of `gfn`; NULL: out of frames. Before the space is in use. */
 p2m_entry_t *p2m_build_level2(struct dmm_space *s, gfn_t gfn);
-/* Gives the region level-1 entries that say what its non-present level-2 entry (EMPTY or HOLE) says. Region locked.
- * False: out of frames. */
+/* Gives the region level-1 entries that say what its level-2 entry says, which is EMPTY. Region locked. False: out of frames. */
 bool p2m_build_level1(struct dmm_space *s, struct region *r, unsigned frame_flags);
 /* One private 2 MiB leaf becomes 512 leaves of 4 KiB on the same frames, and back where that is possible in place. Region locked.
  * The caller flushes, and then frees the level-1 page that p2m_reform() took out of use (*table). */

@@ -60,6 +60,8 @@ static bool may_have(const struct dmm_space *s, enum pool_want want)
     uint64_t charged = load(&s->charged), aside = load(&pool_set_aside);
     if (want == POOL_WANT_BREAK)
         return pool_may_break(s);
+    if (want == POOL_WANT_TABLE)
+        return true;
     if (charged >= s->max_pages)
         return false;
     return charged < s->min_pages || !aside || frame_available_hint() > aside ||
@@ -84,7 +86,7 @@ bool pool_admit(struct dmm_space *s)
 enum dmm_stall dmm_stall_reason(const struct dmm_space *s)
 {
     enum pool_want want = s->stalled_for;
-    if (want != POOL_WANT_BREAK && load(&s->charged) >= s->max_pages)
+    if ((want == POOL_WANT_TOUCH || want == POOL_WANT_COPY) && load(&s->charged) >= s->max_pages)
         return DMM_STALL_MAXIMUM;
     if (!frame_available_hint())
         return DMM_STALL_NO_FRAME;
@@ -298,6 +300,26 @@ struct dmm_space *dmm_space_acquire(unsigned id)
         s->users++;
     spin_unlock(&pools_lock);
     return s;
+}
+
+struct dmm_space *pool_hold_image(unsigned id)
+{
+    if (!__atomic_load_n(&dmm_spaces[id], __ATOMIC_ACQUIRE))
+        return NULL;
+    spin_lock(&pools_lock); /* it is taken off the list before it goes */
+    struct dmm_space *image = dmm_spaces[id];
+    if (image && (!image->frozen || !image->heirs)) /* none yet, or no longer */
+        image = NULL;
+    if (image) {
+        spin_lock(&image->image_lock);
+        if (image->heirs)
+            image->heirs++;
+        bool held = image->heirs;
+        spin_unlock(&image->image_lock);
+        image = held ? image : NULL;
+    }
+    spin_unlock(&pools_lock);
+    return image;
 }
 
 static struct waitq users_gone = WAITQ_INIT(users_gone);

@@ -229,14 +229,25 @@ uint16_t rmap_any_space(const struct frame *f)
     return rmap_is_chunked(f) ? (uint16_t)(chunk_at(f->gfn)->user[0] >> 40) : inline_id(f, 0);
 }
 
+void rmap_each(const struct frame *f, void (*cb)(uint16_t space_id, uint64_t gfn, void *arg), void *arg)
+{
+    for (unsigned n = 0; !rmap_is_chunked(f) && n < 2; n++)
+        if (inline_id(f, n))
+            cb(inline_id(f, n), f->gfn, arg);
+    for (uint64_t number = rmap_is_chunked(f) ? f->gfn : NO_CHUNK; number != NO_CHUNK; number = chunk_at(number)->next)
+        for (unsigned n = 0; n < CHUNK_USERS; n++) {
+            uint64_t user = chunk_at(number)->user[n];
+            if (user)
+                cb((uint16_t)(user >> 40), user & GFN_NONE, arg);
+        }
+}
+
+static void count_user(uint16_t space_id UNUSED, uint64_t gfn UNUSED, void *arg) { ++*(uint32_t *)arg; }
+
 uint32_t rmap_count(const struct frame *f)
 {
     uint32_t count = 0;
-    if (!rmap_is_chunked(f))
-        return (inline_id(f, 0) != 0) + (inline_id(f, 1) != 0);
-    for (uint64_t number = f->gfn; number != NO_CHUNK; number = chunk_at(number)->next)
-        for (unsigned n = 0; n < CHUNK_USERS; n++)
-            count += chunk_at(number)->user[n] != 0;
+    rmap_each(f, count_user, &count);
     return count;
 }
 

@@ -31,6 +31,9 @@ static inline uint32_t rmap_remove(struct frame *f, uint16_t space_id, uint64_t 
     return 1;
 }
 
+/* Calls cb for each user. */
+void rmap_each(const struct frame *f, void (*cb)(uint16_t space_id, uint64_t gfn, void *arg), void *arg);
+
 /* For the audit: how many users a map really lists; frames taken and records in use. */
 uint32_t rmap_count(const struct frame *f);
 void rmap_census(uint64_t *pages, uint64_t *chunks);

@@ -137,36 +137,58 @@ bool dmm_gfn_is_ram(const struct dmm_space *s, gfn_t gfn)
 
 /* ---- regions ------------------------------------------------------------------------------------------------------- */
 
-/* The region's level-2 entry, and level-1 entries if it is RAM in part. Idempotent: what an attempt that ran out of frames has made is taken up
- * again. An heir does not know its share of RAM apart: it inherits the region. build_lock held. */
-static bool make_region(struct dmm_space *s, uint64_t n, struct region *r)
+p2m_entry_t *space_new_table(struct dmm_space *s, uint64_t n)
 {
-    uint64_t first = n * LARGE_PAGES;
+    mfn_t m = frame_alloc(0, FRAME_ZEROED, FRAME_P2M, s);
+    if (!mfn_valid(m))
+        return NULL;
+    p2m_entry_t *l1 = mfn_to_hva(m);
+    for (uint64_t g = n * LARGE_PAGES; g < (n + 1) * LARGE_PAGES; g++)
+        if (dmm_gfn_is_ram(s, gfn_of(g)))
+            p2m_transition(s, &l1[g % LARGE_PAGES], 1, P2M_HOLE, P2M_EMPTY, s->empty);
+    return l1;
+}
+
+/* What the region needs: its level-2 entry, and level-1 entries if it is RAM in part. An heir does not know its share of RAM apart: it inherits the
+ * region. False: out of frames. build_lock held. */
+static bool prepare_region(struct dmm_space *s, uint64_t n, struct region *r)
+{
     spin_init(&r->lock, LOCK_RANK_P2M, "p2m region");
-    r->ram_pages = (uint16_t)space_ram_in(s, first, first + LARGE_PAGES);
+    r->ram_pages = (uint16_t)space_ram_in(s, n * LARGE_PAGES, (n + 1) * LARGE_PAGES);
     if (!r->ram_pages)
         return true;
-    p2m_entry_t *slot = p2m_build_level2(s, gfn_of(first));
-    if (!slot)
+    r->l2e = p2m_build_level2(s, gfn_of(n * LARGE_PAGES));
+    if (!r->l2e)
         return false;
-    enum p2m_type type = s->format->type_of(p2m_read(slot), 2);
-    r->l2e = slot;
-    if (type == P2M_TABLE)
-        r->l1 = mfn_to_hva(s->format->mfn_of(p2m_read(slot)));
-    if (type != P2M_HOLE)
-        return true;
-    if (s->base) {
-        p2m_transition(s, slot, 2, P2M_HOLE, P2M_INHERITED, s->format->make_nonpresent(P2M_INHERITED, 0));
-    } else if (r->ram_pages == LARGE_PAGES) {
-        p2m_transition(s, slot, 2, P2M_HOLE, P2M_EMPTY, s->empty);
-    } else {
-        if (!p2m_build_level1(s, r, 0))
-            return false;
-        for (uint64_t g = first; g < first + LARGE_PAGES; g++)
-            if (dmm_gfn_is_ram(s, gfn_of(g)))
-                p2m_transition(s, &r->l1[g % LARGE_PAGES], 1, P2M_HOLE, P2M_EMPTY, s->empty);
+    if (!s->base && r->ram_pages < LARGE_PAGES)
+        r->l1 = space_new_table(s, n);
+    return s->base || r->l1 || r->ram_pages == LARGE_PAGES;
+}
+
+static void link_region(struct dmm_space *s, struct region *r)
+{
+    if (s->base)
+        p2m_transition(s, r->l2e, 2, P2M_HOLE, P2M_INHERITED, s->format->make_nonpresent(P2M_INHERITED, 0));
+    else if (r->l1)
+        p2m_transition(s, r->l2e, 2, P2M_HOLE, P2M_TABLE, s->format->make_table(mfn_to_hpa(hva_to_mfn(r->l1))));
+    else
+        p2m_transition(s, r->l2e, 2, P2M_HOLE, P2M_EMPTY, s->empty);
+}
+
+/* CPUs may walk to level 2 of it meanwhile, and nobody looks for level-1 tables but by their region: so none is linked before all that the chunk needs is
+ * there. Upper tables stay for the next attempt. */
+static bool make_chunk(struct dmm_space *s, uint64_t first, struct region *chunk)
+{
+    uint64_t made = 0;
+    while (made < CHUNK_REGIONS && prepare_region(s, first + made, &chunk[made]))
+        made++;
+    for (uint64_t k = 0; k < CHUNK_REGIONS; k++) {
+        if (made == CHUNK_REGIONS && chunk[k].l2e)
+            link_region(s, &chunk[k]);
+        else if (made < CHUNK_REGIONS && chunk[k].l1)
+            frame_free(hva_to_mfn(chunk[k].l1), 0);
     }
-    return true;
+    return made == CHUNK_REGIONS;
 }
 
 struct region *region_build(struct dmm_space *s, gfn_t gfn)
@@ -176,10 +198,7 @@ struct region *region_build(struct dmm_space *s, gfn_t gfn)
     if (!s->chunks[n / CHUNK_REGIONS]) {
         mfn_t m = frame_alloc(0, FRAME_ZEROED, FRAME_P2M, s);
         struct region *chunk = mfn_valid(m) ? mfn_to_hva(m) : NULL;
-        bool made = chunk;
-        for (uint64_t k = 0; made && k < CHUNK_REGIONS; k++)
-            made = make_region(s, first + k, &chunk[k]);
-        if (made)
+        if (chunk && make_chunk(s, first, chunk))
             __atomic_store_n(&s->chunks[n / CHUNK_REGIONS], chunk, __ATOMIC_RELEASE);
         else if (chunk)
             frame_free(m, 0);

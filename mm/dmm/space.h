@@ -56,6 +56,7 @@ enum pool_want {
     POOL_WANT_TOUCH, /* a page that holds nothing yet */
     POOL_WANT_COPY,  /* a page that reads as something, and has no charge: ZERO_RO, IMAGE_RO */
     POOL_WANT_BREAK, /* a shared page, which is charged already */
+    POOL_WANT_TABLE, /* a table, or what a region takes that is taken over from an image: in no pool */
 };
 
 #define DMM_RAM_RANGES 8u
@@ -146,6 +147,8 @@ static inline struct region *region_of(const struct dmm_space *s, gfn_t gfn)
 }
 /* The region of a gfn that is RAM, made if need be. NULL: out of frames. No lock of rank >= LOCK_RANK_SPACE held; inside the gate. */
 struct region *region_build(struct dmm_space *s, gfn_t gfn);
+/* A level-1 table for region n, nothing of which can be reached yet: EMPTY where the space has RAM. NULL: out of frames. */
+p2m_entry_t *space_new_table(struct dmm_space *s, uint64_t n);
 /* RAM pages of [first, end). */
 uint64_t space_ram_in(const struct dmm_space *s, uint64_t first, uint64_t end);
 /* Takes back what the region has and frees it: all CPUs have forgotten it. `e` is its level-2 entry, which nothing holds any more. */
@@ -171,6 +174,8 @@ bool image_take_region(struct dmm_space *s, struct region *r, uint64_t n);
 bool image_read(struct dmm_space *s, gfn_t gfn, unsigned offset, void *buf, size_t len);
 /* The space has no region of its base any more (they are INHERITED or dropped, as their level-2 entries say): it is an heir no more. */
 void image_depart(struct dmm_space *s);
+/* One heir or holder less, which has taken nothing (any more): the last one takes it along. */
+void image_release(struct dmm_space *image);
 /* The image that has region n of what s inherits, and where; NULL: none, it is EMPTY. */
 struct dmm_space *image_of(const struct dmm_space *s, uint64_t n, struct region **r);
 extern mfn_t dmm_zero_mfn; /* the one frame behind every ZERO_RO entry */
@@ -233,6 +238,8 @@ bool pool_list_add(struct dmm_space *s);
 bool pool_list_split(struct dmm_space *s, struct dmm_space *image);
 /* Charges a new heir for what it inherits. */
 void pool_inherit(struct dmm_space *s, uint64_t pages);
+/* The image of that id, held until image_release(); NULL: there is none. */
+struct dmm_space *pool_hold_image(unsigned id);
 /* Until pool_open() no policy may begin with it; returns when none is at work on it any more. May block. */
 void pool_close(struct dmm_space *s);
 void pool_open(struct dmm_space *s);

@@ -1,16 +1,18 @@
 /*
  * The oracle of sharing: how many frames a machine's VMs need at least, and how many they have, from a dump of its memory.
  *
- *     oracle DUMP NAME:FORMAT:ROOT:GROUP...
+ *     oracle DUMP NAME:FORMAT:ROOT[,IMAGE...]:GROUP...
  *
  * It shares no code with the hypervisor and believes none of its counters: DUMP is the machine's physical memory, byte for byte, and a VM is what the
- * CPU would find from the root of its nested table (ROOT, hexadecimal; FORMAT npt). Two pages are equal if memcmp() says so. VMs of one GROUP
+ * CPU would find from the root of its nested table (ROOT, hexadecimal; FORMAT npt). A 2 MiB region that it does
+ * not have it inherits from the first of its images that does (IMAGE, a root each), and only reads. Two pages are equal if memcmp() says so. VMs of one GROUP
  * may share; one without a group, only with itself.
  *
  * Pages that a VM has on boot files' frames are counted apart: those are shared by all, and were never worth a scan. All others would need
  * a frame each without sharing; at best each content needs one in each group, and one in the whole machine if it is one word throughout.
  * What lies between is what can be saved, and the hypervisor's part of it is `percent`; what it missed is counted by the size of the
- * mapping.
+ * mapping, and apart where it is inherited: nobody looks there before it is touched. `saved` are all pages, boot files' too, less the
+ * frames that the VMs have.
  *
  * Never right, and so the last line's status: a frame of two groups (or of two VMs without one) whose content is not one word throughout;
  * a frame that somebody may write to and that has two users; a "zero page" that is not zero; an entry that leads out of memory.
@@ -29,6 +31,7 @@
 
 #define PAGE 4096u
 #define VMS_MAX 64
+#define TREES_MAX 16 /* a VM's own and its images' */
 enum { PRESENT = 1, WRITABLE = 2, LARGE = 1 << 7 };
 
 /* include/hv/p2m.h and svm/npt.c: the type is in bits 55..52; written down once more, so that a change there does not go unnoticed. */
@@ -38,8 +41,8 @@ static const char *const type_names[TYPES] = {
     [INHERITED] = "INHERITED", [TABLE] = "TABLE", [RW] = "RW", [SHARED_RO] = "SHARED_RO", [ZERO_RO] = "ZERO_RO", [IMAGE_RO] = "IMAGE_RO",
 };
 
-struct vm { const char *name, *group; uint64_t root, pages[TYPES], in_large; unsigned set; };
-struct page { uint64_t frame; unsigned vm, set; enum type type; bool large; uint64_t gfn; };
+struct vm { const char *name, *group; uint64_t root[TREES_MAX], pages[TYPES], in_large; unsigned trees, set; };
+struct page { uint64_t frame; unsigned vm, set; enum type type; bool large, inherited; uint64_t gfn; };
 
 static const uint8_t *memory;
 static uint64_t frames;
@@ -72,7 +75,7 @@ static bool is_zero(uint64_t frame)
 
 /* ---- what the VMs have ------------------------------------------------------------------------------------------------------- */
 
-static void add_page(unsigned vm, uint64_t gfn, uint64_t frame, enum type type, bool large)
+static void add_page(unsigned vm, uint64_t gfn, uint64_t frame, enum type type, bool large, bool inherited)
 {
     if (frame >= frames) {
         outside++;
@@ -85,40 +88,72 @@ static void add_page(unsigned vm, uint64_t gfn, uint64_t frame, enum type type, 
             die("out of memory");
     }
     not_zero += type == ZERO_RO && !is_zero(frame);
-    pages[page_count++] = (struct page){frame, vm, vms[vm].set, type, large, gfn};
+    pages[page_count++] = (struct page){frame, vm, vms[vm].set, type, large, inherited, gfn};
 }
 
-static void add_leaf(unsigned vm, uint64_t gfn, uint64_t entry, unsigned level)
+static enum type type_of(uint64_t entry) { return (enum type)(entry >> 52 & 15); }
+static uint64_t frame_of(uint64_t entry) { return (entry & UINT64_C(0x000ffffffffff000)) / PAGE; }
+
+/* What an image may write to, nobody does: the image is run by no CPU. */
+static void add_leaf(unsigned vm, uint64_t gfn, uint64_t entry, unsigned level, bool inherited)
 {
-    enum type type = (enum type)(entry >> 52 & 15);
-    uint64_t count = level == 2 ? 512 : 1, frame = (entry & UINT64_C(0x000ffffffffff000)) / PAGE;
+    enum type type = type_of(entry), counts_as = type;
+    uint64_t count = level == 2 ? 512 : 1, frame = frame_of(entry);
     bool present = entry & PRESENT;
     if (present != (type > TABLE) || (present && (bool)(entry & WRITABLE) != (type == RW)))
         die("%s: entry %016" PRIx64 " of gfn %" PRIx64 " is no %s", vms[vm].name, entry, gfn, type_names[type]);
-    vms[vm].pages[type] += type == HOLE ? 0 : count;
-    vms[vm].in_large += type == RW && level == 2 ? count : 0;
+    if (inherited && (present || type == SEALED))
+        counts_as = INHERITED;
+    vms[vm].pages[counts_as] += type == HOLE ? 0 : count;
+    vms[vm].in_large += counts_as == RW && level == 2 ? count : 0;
     if (type == SEALED)
         frame = ~(entry >> 12) & UINT64_C(0xffffffffff);
     if (present || type == SEALED)
         for (uint64_t n = 0; n < count; n++)
-            add_page(vm, gfn + n, frame + n, type, level == 2);
+            add_page(vm, gfn + n, frame + n, inherited && type == RW ? SHARED_RO : type, level == 2, inherited);
 }
 
-static void walk(unsigned vm, uint64_t table, unsigned level, uint64_t gfn)
+static uint64_t entry_at(uint64_t table, unsigned n)
 {
-    if (table >= frames) {
+    uint64_t entry = 0;
+    if (table >= frames)
         outside++;
-        return;
-    }
-    for (unsigned n = 0; n < 512; n++) {
-        uint64_t entry, at = gfn + ((uint64_t)n << (level - 1) * 9);
+    else
         memcpy(&entry, content(table) + n * 8, sizeof(entry));
-        if (level > 1 && (entry & PRESENT) && !(entry & LARGE))
-            walk(vm, (entry & UINT64_C(0x000ffffffffff000)) / PAGE, level - 1, at);
-        else if (level <= 2)
-            add_leaf(vm, at, entry, level);
-        else if (entry)
-            die("%s: entry %016" PRIx64 " at level %u", vms[vm].name, entry, level);
+    return entry;
+}
+
+/* The region's level-2 entry in the first tree that has one. */
+static void add_region(unsigned vm, const uint64_t *entry, uint64_t gfn)
+{
+    unsigned tree = 0;
+    while (tree + 1 < vms[vm].trees && (!entry[tree] || type_of(entry[tree]) == INHERITED))
+        tree++;
+    uint64_t e = entry[tree];
+    if (!(e & PRESENT) || (e & LARGE))
+        add_leaf(vm, gfn, e, 2, tree > 0);
+    else
+        for (unsigned n = 0; n < 512; n++)
+            add_leaf(vm, gfn + n, entry_at(frame_of(e), n), 1, tree > 0);
+}
+
+/* The tables at one place of all the VM's trees; 0: there is none. */
+static void walk(unsigned vm, const uint64_t *table, unsigned level, uint64_t gfn)
+{
+    for (unsigned n = 0; n < 512; n++) {
+        uint64_t entry[TREES_MAX] = {0}, below[TREES_MAX] = {0}, at = gfn + ((uint64_t)n << (level - 1) * 9);
+        bool any = false;
+        for (unsigned tree = 0; tree < vms[vm].trees; tree++) {
+            entry[tree] = table[tree] ? entry_at(table[tree], n) : 0;
+            if (level > 2 && entry[tree] && (!(entry[tree] & PRESENT) || (entry[tree] & LARGE)))
+                die("%s: entry %016" PRIx64 " at level %u", vms[vm].name, entry[tree], level);
+            below[tree] = frame_of(entry[tree]);
+            any |= entry[tree];
+        }
+        if (any && level > 2)
+            walk(vm, below, level - 1, at);
+        else if (any)
+            add_region(vm, entry, at);
     }
 }
 
@@ -181,26 +216,30 @@ static void check_users(size_t first, size_t end)
 
 /* ---- the verdict ------------------------------------------------------------------------------------------------------------------ */
 
-struct verdict { uint64_t with_frame, used, best, zero, one_word, missed_large, missed_small; };
+struct verdict { uint64_t with_frame, used, best, zero, one_word, saved, missed_large, missed_small, missed_inherited; };
 
 /* One frame and its users, pages[first] to pages[end - 1]. */
 static void judge_frame(struct verdict *v, size_t first, size_t end)
 {
-    bool counts = false, needed = false, zero = is_zero(pages[first].frame), one_word = is_one_word(pages[first].frame);
+    bool counts = false, own = false, needed = false, inherited = true, zero = is_zero(pages[first].frame), one_word = is_one_word(pages[first].frame);
     for (size_t n = first; n < end; n++) {
+        v->saved++;
         if (pages[n].type == IMAGE_RO)
             continue;
         bool is_first = is_new(&pages[n]);
         counts = true;
         needed |= is_first;
+        inherited &= pages[n].inherited;
+        own |= pages[n].type != ZERO_RO;
         v->best += is_first;
         v->with_frame++;
         v->zero += zero;
         v->one_word += one_word && !zero;
     }
     v->used += counts;
-    v->missed_large += counts && !needed && pages[first].large;
-    v->missed_small += counts && !needed && !pages[first].large;
+    v->saved -= own;
+    if (counts && !needed)
+        ++*(inherited ? &v->missed_inherited : pages[first].large ? &v->missed_large : &v->missed_small);
 }
 
 /* Frames that are shared come first: what is found again after them is what was missed. */
@@ -241,10 +280,11 @@ static void print_verdict(const struct verdict *v)
         print_vm(&vms[n]);
     }
     printf("],\"pages\":%" PRIu64 ",\"zero_pages\":%" PRIu64 ",\"one_word_pages\":%" PRIu64 ",\"frames_best\":%" PRIu64 ",\"frames_used\":%" PRIu64
-           ",\"possible\":%" PRIu64 ",\"reached\":%" PRIu64 ",\"percent\":%.2f,\"missed_in_2m\":%" PRIu64 ",\"missed\":%" PRIu64
+           ",\"possible\":%" PRIu64 ",\"reached\":%" PRIu64 ",\"percent\":%.2f,\"saved\":%" PRIu64 ",\"missed_in_2m\":%" PRIu64 ",\"missed\":%" PRIu64
+           ",\"missed_inherited\":%" PRIu64
            ",\"foreign\":%" PRIu64 ",\"writable_twice\":%" PRIu64 ",\"not_zero\":%" PRIu64 ",\"outside\":%" PRIu64 "}\n",
            v->with_frame, v->zero, v->one_word, v->best, v->used, possible, reached, possible ? 100.0 * (double)reached / (double)possible : 100.0,
-           v->missed_large, v->missed_small, foreign, writable_twice, not_zero, outside);
+           v->saved, v->missed_large, v->missed_small, v->missed_inherited, foreign, writable_twice, not_zero, outside);
 }
 
 /* ---- arguments ---------------------------------------------------------------------------------------------------------------------- */
@@ -269,15 +309,21 @@ static void add_vm(char *text)
     for (unsigned n = 1; n < 4; n++) {
         char *colon = strchr(part[n - 1], ':');
         if (!colon)
-            die("\"%s\" is not NAME:FORMAT:ROOT:GROUP", text);
+            die("\"%s\" is not NAME:FORMAT:ROOT[,IMAGE...]:GROUP", text);
         *colon = 0;
         part[n] = colon + 1;
     }
     if (vm_count == VMS_MAX || strcmp(part[1], "npt") != 0)
         die("%s: %s", part[0], vm_count == VMS_MAX ? "too many VMs" : "its format is not npt");
-    *vm = (struct vm){.name = part[0], .group = part[3], .root = strtoull(part[2], &end, 16), .set = vm_count};
-    if (*end || vm->root % PAGE)
-        die("%s: root %s", part[0], part[2]);
+    *vm = (struct vm){.name = part[0], .group = part[3], .set = vm_count};
+    for (end = part[2]; vm->trees < TREES_MAX && (!vm->trees || *end == ','); vm->trees++) {
+        uint64_t root = strtoull(end + (vm->trees > 0), &end, 16);
+        if (!root || root % PAGE)
+            die("%s: root %" PRIx64, part[0], root);
+        vm->root[vm->trees] = root / PAGE;
+    }
+    if (*end)
+        die("%s: \"%s\" is left over of its roots", part[0], end);
     for (unsigned n = 0; n < vm_count; n++)
         if (*vm->group && strcmp(vms[n].group, vm->group) == 0)
             vm->set = vms[n].set;
@@ -288,12 +334,12 @@ int main(int argc, char **argv)
 {
     struct verdict v = {0};
     if (argc < 3)
-        die("usage: oracle DUMP NAME:FORMAT:ROOT:GROUP...");
+        die("usage: oracle DUMP NAME:FORMAT:ROOT[,IMAGE...]:GROUP...");
     open_dump(argv[1]);
     for (int n = 2; n < argc; n++)
         add_vm(argv[n]);
     for (unsigned n = 0; n < vm_count; n++)
-        walk(n, vms[n].root / PAGE, 4, 0);
+        walk(n, vms[n].root, 4, 0);
     judge(&v);
     print_verdict(&v);
     return foreign || writable_twice || not_zero || outside ? 1 : 0;

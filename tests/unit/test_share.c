@@ -303,6 +303,33 @@ static void test_strict_is_not_merged_uncovered(void **state)
     host_audit();
 }
 
+/* To go back takes nothing that it has not got: what is set aside for it stays so. But for more it has to be there. */
+static void test_strict_goes_back_while_memory_is_short(void **state)
+{
+    enum { PAGES = 300 };
+    struct dmm_space *strict = make(PAGES, DMM_CLASS_STRICT, 0), *greedy = make(1 << 16, DMM_CLASS_BEST_EFFORT, 0);
+    struct dmm_image *image;
+    for (uint64_t g = 0; g < PAGES; g++)
+        put(strict, g, 20 + g);
+    assert_int_equal(dmm_space_freeze(strict, &image), DMM_FREEZE_OK);
+    fill_until_stalled(greedy);
+    host_audit();
+    assert_true(dmm_space_restore(strict, image));
+    host_audit();
+    assert_int_equal(dmm_covered_pages(), PAGES);
+    assert_int_equal(write_all(strict, PAGES), PAGES); /* and goes on */
+    fill_until_stalled(greedy);
+    assert_false(dmm_space_restore(strict, image));
+    for (uint64_t g = 0; g < PAGES; g++)
+        expect(strict, g, 20 + g);
+    dmm_space_destroy(greedy);
+    assert_true(dmm_space_restore(strict, image));
+    expect(strict, 7, 27);
+    dmm_image_release(image);
+    dmm_space_destroy(strict);
+    host_audit();
+}
+
 static void test_who_shares_too_much_can_not_become_strict(void **state)
 {
     enum { PAGES = 100 };
@@ -623,6 +650,7 @@ int main(void)
         cmocka_unit_test(test_rmap_against_a_list), cmocka_unit_test(test_full_map), cmocka_unit_test(test_family),
         cmocka_unit_test(test_many_snapshots), cmocka_unit_test(test_take_over_without_frames), cmocka_unit_test(test_everybody_writes),
         cmocka_unit_test(test_what_a_stall_waits_for), cmocka_unit_test(test_strict_is_not_merged_uncovered),
+        cmocka_unit_test(test_strict_goes_back_while_memory_is_short),
         cmocka_unit_test(test_who_shares_too_much_can_not_become_strict),
         cmocka_unit_test(test_insurance_follows_the_rate),
         cmocka_unit_test(test_audit_sees_damage), cmocka_unit_test(test_partner_is_just_being_protected),

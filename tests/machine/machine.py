@@ -229,16 +229,20 @@ class Machine:
                 if self.panicked or self.ended is not None or time.monotonic() > limit:
                     raise
 
-    def json(self, line, timeout=30, error=False):
-        """The one line of JSON that the command prints with -j. An {"error": ...} is a failure unless it is asked for."""
+    def answer(self, line, timeout=30):
+        """The one line of JSON that the command prints with -j, and what it says of an error, or None."""
         text = self.command(line + " -j", timeout)
         try:
             value = json.loads(text)
         except ValueError:
             raise Failure(f"`{line} -j` printed no line of JSON: {text[:300]!r}") from None
-        said = value.get("error") if isinstance(value, dict) and set(value) == {"error"} else None
+        return value, value["error"] if isinstance(value, dict) and set(value) == {"error"} else None
+
+    def json(self, line, timeout=30, error=False):
+        """The same; an error is a failure, or the other way round."""
+        value, said = self.answer(line, timeout)
         if error and said is None:
-            raise Failure(f"`{line}` was to be refused; it printed {text[:300]}")
+            raise Failure(f"`{line}` was to be refused; it printed {str(value)[:300]}")
         if said is not None and not error:
             raise Failure(f"`{line}`: {said}")
         return said if error else value

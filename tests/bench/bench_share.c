@@ -34,11 +34,7 @@ static double now_ns(void)
 uint64_t time_ns(void) { return (uint64_t)now_ns(); }
 void thread_sleep_ns(uint64_t ns) { }
 uint64_t cpu_random(void) { return UINT64_C(0x123456789abcdef1); }
-void con_printf(const char *fmt, ...) { }
-enum cmd_result cmd_error(struct cmd_ctx *c, const char *fmt, ...) { return CMD_FAILED; }
-void json_object_begin(struct json_writer *w) { }
-void json_object_end(struct json_writer *w) { }
-void json_kv_u64(struct json_writer *w, const char *key, uint64_t value) { }
+#include "tests/unit/fake/dedup_host.h"
 
 /* A CPU that logs; what it has logged the bench says itself. */
 static bool log_writes(void *owner, enum dmm_log_step step) { return true; }

@@ -33,11 +33,6 @@ uint64_t time_ns(void)
 }
 void thread_sleep_ns(uint64_t ns) { }
 uint64_t cpu_random(void) { return UINT64_C(0x123456789abcdef1); }
-void con_printf(const char *fmt, ...) { }
-enum cmd_result cmd_error(struct cmd_ctx *c, const char *fmt, ...) { return CMD_FAILED; }
-void json_object_begin(struct json_writer *w) { }
-void json_object_end(struct json_writer *w) { }
-void json_kv_u64(struct json_writer *w, const char *key, uint64_t value) { }
 
 #define VMS 2u
 #define REGIONS 12u
@@ -132,13 +127,7 @@ static void destroy(unsigned k)
     vms[k].s = NULL;
 }
 
-/* ---- contents ---------------------------------------------------------------------------------------------------------------- */
-
-static void make_page(uint64_t *page, uint64_t content)
-{
-    for (unsigned n = 0; n < 512; n++)
-        page[n] = content < 100 ? content * UINT64_C(0x0101010101010101) : (content * 512 + n) * UINT64_C(0x9e3779b97f4a7c15);
-}
+#include "tests/unit/fake/dedup_host.h"
 
 static p2m_entry_t *leaf(const struct vm *v, uint64_t g, unsigned *level)
 {
@@ -168,27 +157,6 @@ static void cpu_write(struct vm *v, uint64_t g, uint64_t content)
         log_page(v, g);
     make_page(mfn_to_hva(mfn_add(format.mfn_of(was), level == 2 ? g % LARGE_PAGES : 0)), content);
     v->content[g] = content;
-}
-
-static void our_write(struct vm *v, uint64_t g, uint64_t content)
-{
-    static uint64_t page[512];
-    make_page(page, content);
-    assert_int_equal(dmm_write_guest(v->s, g * PAGE_SIZE, page, PAGE_SIZE), DMM_FAULT_RETRY);
-    v->content[g] = content;
-}
-
-static void check_all(void)
-{
-    static uint64_t page[512], want[512];
-    for (unsigned k = 0; k < VMS; k++)
-        for (uint64_t g = 0; vms[k].s && g < PAGES; g++) {
-            make_page(want, vms[k].content[g]);
-            assert_int_equal(dmm_read_guest(vms[k].s, g * PAGE_SIZE, page, PAGE_SIZE), DMM_FAULT_RETRY);
-            if (memcmp(page, want, PAGE_SIZE))
-                fail_msg("vm %u gfn %lx does not hold content %lu", k, g, vms[k].content[g]);
-        }
-    host_audit();
 }
 
 /* ---- the scanner --------------------------------------------------------------------------------------------------------------- */
@@ -270,7 +238,7 @@ static void write_somehow(void)
     struct vm *v = &vms[draw(VMS)];
     uint64_t g = draw(3) * LARGE_PAGES * 5 + draw(LARGE_PAGES), content = draw_content();
     switch (draw(12)) {
-    case 0: our_write(v, g, content); break;
+    case 0: host_write(v, g, content); break;
     case 1: pin_and_write(v, g, content); break;
     case 2: dmm_fault(v->s, gfn_of(g), DMM_READ); break;
     case 3: dmm_move_page(v->s, gfn_of(g)); break;
@@ -442,7 +410,7 @@ static void op_fault_that_was_counted(void)
     op_fault();
     assert_int_equal(dmm_scan_breaks(vms[0].s, gfn_of(at)), 1);
 }
-static void op_our_write(void) { our_write(&vms[0], at, 77); }
+static void op_our_write(void) { host_write(&vms[0], at, 77); }
 static void op_zero(void) { assert_int_equal(dmm_zero_guest(vms[0].s, at * PAGE_SIZE, PAGE_SIZE), DMM_FAULT_RETRY), vms[0].content[at] = 0; }
 static void op_pin(void) { pin_and_write(&vms[0], at, 77); }
 static void scan_it(void)

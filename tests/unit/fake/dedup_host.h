@@ -1,4 +1,4 @@
-/* What the scanner is run with on the host beside dmm_host.h: a console that says nothing. With cmocka and VMS, PAGES and vms[] of the test: guests' contents. */
+/* What the scanner is run with on the host beside dmm_host.h: a console that says nothing. With VMS, PAGES and vms[] of a test: its guests' contents. */
 #ifndef HV_TESTS_DEDUP_HOST_H
 #define HV_TESTS_DEDUP_HOST_H
 

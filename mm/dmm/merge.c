@@ -8,6 +8,9 @@
  *   repoint     SHARED_RO -> the partner's frame, or the zero page, or SEALED; the page stays a user of its own frame in limbo, until the next
  *               flush has made its CPUs forget it
  *
+ * Between the flush and the comparison a guest may write to its page and have it back, and somebody else may protect it again (dmm_protect_page()), whose
+ * flush is not ours: while such a flush is under way anywhere, no page is merged. It is looked for after the page, or the frame, was found protected.
+ *
  * A page whose partner turned out different goes back to RW at once; a partner with which nobody merged does so at the next write or scan.
  * In a secure group the page is SEALED in the end, with a partner or alone, and whoever touches it waits for the same work: a frame, a copy, and a note
  * of what was left ("unsealed", below).
@@ -137,16 +140,6 @@ uint64_t share_limbo_count(void) { return limbo_count + unsealed_count; }
 
 /* ---- protecting ------------------------------------------------------------------------------------------------------ */
 
-/* A shared frame with one user may have been protected a moment ago, by who is still waiting for the CPUs (dmm_protect_page()): then they are to
- * forget it for us, too. One that others have joined was waited for before that. */
-static bool is_alone(struct dmm_space *s, mfn_t m)
-{
-    bool alone = __atomic_load_n(&frame_of(m)->refs, __ATOMIC_ACQUIRE) == 1;
-    if (alone)
-        __atomic_fetch_add(&s->translation.generation, 1, __ATOMIC_SEQ_CST);
-    return alone;
-}
-
 /* `gfn` of `s` is to be SHARED_RO on its own frame `m`; it may be so already, alone or with others. That it was listed remains known. */
 static enum dmm_merge_result protect_page(struct dmm_space *s, gfn_t gfn, mfn_t m, bool *flush)
 {
@@ -160,7 +153,6 @@ static enum dmm_merge_result protect_page(struct dmm_space *s, gfn_t gfn, mfn_t 
     enum p2m_type type = s->format->type_of(e, 1);
     bool there = slot && (type == P2M_RW || type == P2M_SHARED_RO) && mfn_eq(s->format->mfn_of(e), m);
     if (there && type == P2M_SHARED_RO) {
-        *flush |= is_alone(s, m);
         result = DMM_MERGE_DONE;
     } else if (there) {
         if (__atomic_load_n(&frame_of(m)->refs, __ATOMIC_ACQUIRE)) {
@@ -201,24 +193,6 @@ static void add_to_set(struct flush_set *f, struct dmm_space *t)
         f->space[f->count++] = t;
 }
 
-/* The one user of a shared frame. True in any case: it is looked at again under its lock. */
-static bool flush_alone(mfn_t m, struct flush_set *f)
-{
-    uint16_t id = 0;
-    share_lock(m);
-    if (frame_of(m)->type == FRAME_SHARED && frame_of(m)->refs == 1)
-        id = rmap_any_space(frame_of(m));
-    share_unlock(m);
-    struct dmm_space *t = id ? dmm_space_acquire(id) : NULL; /* none: an image's, which no CPU runs */
-    if (!t)
-        return true;
-    if (is_alone(t, m))
-        add_to_set(f, t);
-    else
-        dmm_space_release(t);
-    return true;
-}
-
 /* A partner is a shared frame already, or becomes one where its owner has it. */
 static bool protect_partner(mfn_t m, struct flush_set *f)
 {
@@ -227,7 +201,7 @@ static bool protect_partner(mfn_t m, struct flush_set *f)
     const struct frame *record = frame_record(m);
     struct frame now = { .what = __atomic_load_n(&record->what, __ATOMIC_RELAXED), .where = __atomic_load_n(&record->where, __ATOMIC_RELAXED) };
     if (now.type == FRAME_SHARED)
-        return now.refs != 1 || flush_alone(m, f);
+        return true;
     if (now.type != FRAME_GUEST || now.flags & FRAME_GUEST_TABLE)
         return false;
     struct dmm_space *t = dmm_space_acquire(now.owner);
@@ -287,7 +261,7 @@ static enum dmm_merge_result join(struct dmm_space *s, gfn_t gfn, mfn_t with, en
     enum dmm_merge_result result = DMM_MERGE_PARTNER_GONE;
     share_lock(with);
     struct frame *f = frame_record(with);
-    if (f->type == FRAME_SHARED && f->refs) {
+    if (f->type == FRAME_SHARED && f->refs && !share_unflushed_pages()) {
         const struct dmm_space *t = space_of_id(rmap_any_space(f)); /* NULL: it is gone, and the frame in limbo */
         *may = closeness_of(s, t);
         switch (rmap_add(f, s->id, gfn.v)) {
@@ -352,7 +326,9 @@ static enum dmm_merge_result merge_page(struct dmm_space *s, const struct dmm_me
     spin_lock(&r->lock);
     p2m_entry_t *slot = r->l1 ? &r->l1[k->gfn.v % LARGE_PAGES] : NULL;
     if (slot && s->format->type_of(p2m_read(slot), 1) == P2M_SHARED_RO && mfn_eq(s->format->mfn_of(p2m_read(slot)), k->mfn)) {
-        if (!mfn_valid(k->with)) {
+        if (share_unflushed_pages()) {
+            result = DMM_MERGE_GONE;
+        } else if (!mfn_valid(k->with)) {
             result = merge_with_zero(s, slot, k->gfn, k->mfn);
         } else if (!mfn_eq(k->with, k->mfn)) {
             result = merge_with(s, slot, k->gfn, k->mfn, k->with, secure);

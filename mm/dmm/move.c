@@ -69,6 +69,7 @@ enum dmm_move_result dmm_protect_page(struct dmm_space *s, gfn_t gfn)
     struct region *r = region_of(s, gfn);
     if (!r)
         return result;
+    __atomic_fetch_add(&share_unflushed, 1, __ATOMIC_SEQ_CST);
     bool outermost = dmm_enter();
     spin_lock(&r->lock);
     p2m_entry_t *slot = private_page(s, r, gfn, &result);
@@ -84,6 +85,7 @@ enum dmm_move_result dmm_protect_page(struct dmm_space *s, gfn_t gfn)
     dmm_leave(outermost);
     if (result == DMM_MOVE_OK)
         dmm_flush_wait(s); /* from here on nobody writes */
+    __atomic_fetch_sub(&share_unflushed, 1, __ATOMIC_SEQ_CST);
     return result;
 }
 

@@ -20,6 +20,8 @@
 
 struct spinlock share_locks[SHARE_LOCKS] = { [0 ... SHARE_LOCKS - 1] = SPINLOCK_INIT(LOCK_RANK_SHARE, "shared frame") };
 
+unsigned share_unflushed;
+
 void share_protect(struct dmm_space *s, p2m_entry_t *slot, gfn_t gfn)
 {
     mfn_t m = s->format->mfn_of(p2m_read(slot));

@@ -21,6 +21,10 @@ static inline mfn_t share_mfn_of(const struct dmm_space *s, p2m_entry_t e, enum 
 
 /* RW -> SHARED_RO with one user. Region locked; the caller has made sure that nothing is pinned, and flushes. */
 void share_protect(struct dmm_space *s, p2m_entry_t *slot, gfn_t gfn);
+/* Pages that somebody who does not merge is protecting, and that CPUs may still be writing to: counted before they are protected, until all have been
+ * told. */
+extern unsigned share_unflushed;
+static inline unsigned share_unflushed_pages(void) { return __atomic_load_n(&share_unflushed, __ATOMIC_ACQUIRE); }
 /* SHARED_RO with one user -> RW, the same frame: no CPU can have a translation that permits more. False: it has more users. Region locked. */
 bool share_unprotect(struct dmm_space *s, p2m_entry_t *slot, gfn_t gfn);
 /* A user leaves: its entry is changed, and every CPU has forgotten it. Frees the frame after the last one. */

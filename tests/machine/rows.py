@@ -89,9 +89,9 @@ class Bench:
         return self.machine
 
     def boot(self, *args, **kwargs):
-        """The same, up to the prompt."""
+        """The same, up to the prompt. Firmware that has its instructions counted takes longer, and a multiple of that on a busy host."""
         m = self.power_on(*args, **kwargs)
-        m.prompt(60)
+        m.prompt(200 if any("--icount" in word for word in kwargs.get("extra", ())) else 60)
         return m
 
     def check_panics(self):

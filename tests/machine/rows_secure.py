@@ -39,7 +39,7 @@ def read_after_sweep(m, name, group, count, late=False):
     return medians, {cause: after[cause] - before[cause] for cause in after}, vm
 
 
-@row("share-secure", timeout=150, quick=("vmx",))
+@row("share-secure", timeout=400, quick=("vmx",))
 def share_secure(bench):
     """In a secure group the next access to what the scanner took up traps, merged or not, and takes as long, also if it was
     none when they were merged; in another a read tells nothing either."""

@@ -38,7 +38,7 @@ class OddCpusMachine(QemuMachine):
         arguments += ["-device", f"EPYC-x86_64-cpu,socket-id={_id},die-id=0,core-id=0,thread-id=0{_without}"]
 
 
-@row("smp-odd", timeout=150, backends=("svm",), why="Bochs has as many CPUs of one model")
+@row("smp-odd", timeout=300, backends=("svm",), why="Bochs has as many CPUs of one model")
 def smp_odd(bench):
     """CPUs that cannot do what the boot CPU can are left out, each with the reason; the others run guests."""
     config, files = on_disk("smp.elf")
@@ -74,7 +74,7 @@ def stamps(m, pattern):
     return [float(found) for found in re.findall(rf"\[ *(\d+\.\d+)\] [^\n]*{pattern}", "\n".join(m.json("log")))]
 
 
-@row("smp-absent", timeout=150, cpus=2, backends=("svm",), why="the table is that of QEMU's machine")
+@row("smp-absent", timeout=300, cpus=2, backends=("svm",), why="the table is that of QEMU's machine")
 def smp_absent(bench):
     """ACPI names a CPU that is not there, before and after one that is: it is waited for, but not long, reported and left out. The others
     work, also those that have got a number behind it; so does a guest on them. Time is a count of instructions, so the limit can be measured."""
@@ -181,7 +181,7 @@ def weigh(m, **weights):
     fair(m, weights)
 
 
-@row("smp-shares", timeout=200, cpus=2, quick=("vmx",))
+@row("smp-shares", timeout=400, cpus=2, quick=("vmx",))
 def smp_shares(bench):
     """CPU time by weight, within 5 % over a second, among three, four and five vCPUs; a cap; pinning; all changed while the guests run. Time is
     a count of instructions: what the host does meanwhile is in nobody's share."""
@@ -240,7 +240,7 @@ def smp_linux(bench):
         m.detach()
 
 
-@row("smp-time", timeout=150, cpus=2)
+@row("smp-time", timeout=400, cpus=2)
 def smp_time(bench):
     """TSC and KVM's clock on four vCPUs that read them in turn, while the VM is paused and resumed and its vCPUs are moved about."""
     m = bench.boot(*on_disk("smp.elf"))

@@ -13,62 +13,24 @@
  * to them, and if nobody is using it or memory is short. What had to wait for that is marked, and listed again on the day. One dirty bit speaks for 512
  * pages, of which a guest at rest writes to a few: when memory is short it is no excuse, and those pages that are at rest come to light in the pieces.
  *
- * The thread takes no more of a CPU than its budget, and less when there is little to find; `dedup sweep` asks for one sweep at once, and a thorough
- * one: as if memory were short, and of what is being left alone, too.
+ * When and how much of this is done is dedup_thread.c's business.
  */
-#include "policies/dedup.h"
+#include "policies/dedup_internal.h"
 
-#include "core/console.h"
-#include "core/log.h"
-#include "core/thread.h"
 #include "core/time.h"
-#include "include/hv/dmm.h"
-#include "include/hv/dmm_policy.h"
-#include "lib/string.h"
-#include "policies/dedup_table.h"
 
 #define HASHED_AHEAD 8u
 #define AHEAD 16u                       /* regions between aging and scanning */
-#define SETTLE_NS UINT64_C(20000000)
 #define BACKOFF_MAX 6u
-#define NAP_NS UINT64_C(2000000)        /* shorter ones are saved up */
-#define BUSY_PAUSE_NS UINT64_C(1000000000)
 #define ENOUGH_WHEN_SHORT 8u            /* pages to be saved by breaking a 2 MiB mapping, which costs one for the entries, and the guest some speed */
-#define PASSES_MAX 3u
 
 #define LOOK_ANYWAY 32u                 /* one region in so many is looked at though its VM's logs have nothing of it */
 #define LOG_REGIONS_MIN 8u              /* fewer to be passed by are not worth a log */
 
-enum { CPU_PERCENT, PAGES_PER_SECOND, IDLE_SECONDS, BREAK_LARGE_PERCENT, SHORT_PERCENT, BREAKS_MAX, LOG_PAGES_MAX, PARAM_COUNT };
-static struct dmm_policy_param params[PARAM_COUNT] = {
-    [CPU_PERCENT] = { "cpu_percent", "of one CPU, at most", 5, 1, 100 },
-    [PAGES_PER_SECOND] = { "pages_per_second", "pages hashed, at most", 200000, 1, 100000000 },
-    [IDLE_SECONDS] = { "idle_seconds", "pause between sweeps that find little", 10, 0, 3600 },
-    [BREAK_LARGE_PERCENT] = { "break_large_percent",
-        "2 MiB mappings are broken if so much of them would be saved (0: for any page, 101: never)", 25, 0, 101 },
-    [SHORT_PERCENT] = { "short_percent",
-        "memory is short below so much free: then 2 MiB mappings in use are broken too, and for a few pages", 25, 0, 100 },
-    [BREAKS_MAX] = { "breaks_max", "a region with more broken shares since the last sweep is left alone for a while", 16, 1, 255 },
-    [LOG_PAGES_MAX] = { "log_pages_max",
-        "pages logged as written by a VM's CPUs, for each 2 MiB that need not be looked at: if it is more, it goes without logs (0: never any)", 64, 0, 512 },
-};
-
-/* Of the policy since boot. Written by its thread only. */
-static struct dedup_counts {
-    uint64_t sweeps, regions, skipped, unchanged_regions, waiting, large_broken, large_in_use;
-    uint64_t logged;
-    uint64_t hashed, unchanged, dirty, unstable, shared, zero, pinned, same_filled, sealed; /* pages */
-    uint64_t cpu_ns, last_sweep_ns, last_hashed, last_found, pause_ns;
-    uint64_t result[DMM_MERGE_RESULT_COUNT];
-} counts;
-
-static struct dedup_table table;
+struct dedup_counts dedup_counts;
+struct dedup_table dedup_table;
 static struct dmm_scan scan;            /* of the region at hand */
 static struct dmm_digest digests[LARGE_PAGES];
-static struct waitq wanted = WAITQ_INIT(wanted), swept = WAITQ_INIT(swept);
-static volatile uint64_t sweeps_asked;  /* `dedup sweep`: how many have been asked for, and are done */
-static volatile uint64_t sweeps_served;
-static struct dmm_policy dedup;
 
 /* Where the sweep is. */
 static struct {
@@ -81,10 +43,8 @@ static struct {
     uint64_t rests, dirty, logged;      /* of this space: regions that changed nothing, pages written to, pages logged since the last sweep */
 } at;
 
-static uint64_t param(unsigned which) { return __atomic_load_n(&params[which].value, __ATOMIC_RELAXED); }
-static uint64_t saved(void) { return counts.result[DMM_MERGE_DONE] + counts.result[DMM_MERGE_ZEROED]; }
-static bool memory_is_short(void) { return frame_free_pages() * 100 < frame_total_pages() * param(SHORT_PERCENT); }
-static bool pages_matter_more(void) { return at.thorough || memory_is_short(); }
+static uint64_t saved(void) { return dedup_counts.result[DMM_MERGE_DONE] + dedup_counts.result[DMM_MERGE_ZEROED]; }
+static bool pages_matter_more(void) { return at.thorough || dedup_memory_is_short(); }
 
 /* ---- a batch of pages that have partners ------------------------------------------------------------------------------ */
 
@@ -105,9 +65,9 @@ static bool wants_new_partner(enum dmm_merge_result r)
 static bool try_another(struct dmm_space *s, struct dmm_merge *m, uint64_t key)
 {
     enum dmm_candidate kind;
-    mfn_t now = dedup_table_find(&table, key, m->mfn, &kind);
+    mfn_t now = dedup_table_find(&dedup_table, key, m->mfn, &kind);
     if (kind != DMM_CANDIDATE || mfn_eq(now, m->with)) {
-        dedup_table_enter(&table, key, m->mfn, m->gfn, m->with);
+        dedup_table_enter(&dedup_table, key, m->mfn, m->gfn, m->with);
         m->with = m->mfn;
         return dmm_group_secure(dmm_space_group(s));
     }
@@ -123,8 +83,8 @@ static void merge_batch(struct dmm_space *s)
         unsigned again = 0, count = batch_count;
         dmm_merge(s, batch, count);
         for (unsigned n = 0; n < count; n++) {
-            counts.result[batch[n].result]++;
-            counts.sealed += batch[n].result == DMM_MERGE_ALREADY && mfn_eq(batch[n].with, batch[n].mfn);
+            dedup_counts.result[batch[n].result]++;
+            dedup_counts.sealed += batch[n].result == DMM_MERGE_ALREADY && mfn_eq(batch[n].with, batch[n].mfn);
             region_lacks |= batch[n].result == DMM_MERGE_NO_MEMORY || batch[n].result == DMM_MERGE_UNCOVERED;
             if (!wants_new_partner(batch[n].result) || !mfn_valid(batch[n].with) || !try_another(s, &batch[n], batch_key[n]))
                 continue;
@@ -182,7 +142,7 @@ static void begin_region(void)
 /* So many pages have to be saved for a 2 MiB mapping. */
 static uint64_t enough(void)
 {
-    uint64_t percent = param(BREAK_LARGE_PERCENT), pages = LARGE_PAGES * percent / 100;
+    uint64_t percent = dedup_param(DEDUP_BREAK_LARGE_PERCENT), pages = LARGE_PAGES * percent / 100;
     if (percent > 100)
         return LARGE_PAGES + 1;
     return MAX(pages_matter_more() ? MIN(pages, ENOUGH_WHEN_SHORT) : pages, UINT64_C(1));
@@ -206,14 +166,14 @@ static void consider_page(struct dmm_space *s, unsigned n, gfn_t gfn)
         add_zero(s, gfn, mfn);
         return;
     }
-    counts.same_filled += digests[n].content == DMM_CONTENT_SAME_FILLED;
+    dedup_counts.same_filled += digests[n].content == DMM_CONTENT_SAME_FILLED;
     uint64_t key = key_of(s, digests[n]);
-    mfn_t with = dedup_table_find(&table, key, mfn, &kind);
+    mfn_t with = dedup_table_find(&dedup_table, key, mfn, &kind);
     if (kind == DMM_CANDIDATE) {
         add_to_batch(s, gfn, mfn, with, key);
         return;
     }
-    dedup_table_enter(&table, key, mfn, gfn, INVALID_MFN);
+    dedup_table_enter(&dedup_table, key, mfn, gfn, INVALID_MFN);
     if (kind == DMM_CANDIDATE_IN_LARGE && !scan.page[n].shared) { /* its frame stays in use by others: no mapping is broken for it */
         in_large[n] = with;
         ++*tally_of(with);
@@ -248,12 +208,12 @@ static bool consider_small(struct dmm_space *s, uint64_t first)
     for (unsigned n = 0; n < scan.fresh + HASHED_AHEAD; n++) {
         if (n < scan.fresh) {
             digests[n] = dmm_digest_page(scan.page[n].mfn, n + 1 < scan.fresh ? scan.page[n + 1].mfn : INVALID_MFN);
-            dedup_table_prefetch(&table, key_of(s, digests[n]));
+            dedup_table_prefetch(&dedup_table, key_of(s, digests[n]));
         }
         if (n >= HASHED_AHEAD)
             consider_page(s, n - HASHED_AHEAD, gfn_of(first + scan.page[n - HASHED_AHEAD].index));
     }
-    counts.hashed += scan.fresh;
+    dedup_counts.hashed += scan.fresh;
     unsigned unused = use_partners_in_large(s, first);
     merge_batch(s);
     return unused;
@@ -271,17 +231,17 @@ static unsigned count_savings(struct dmm_space *s, uint64_t first)
         mfn_t mfn = scan.page[n].mfn;
         digests[n] = dmm_digest_page(mfn, n + 1 < LARGE_PAGES ? scan.page[n + 1].mfn : INVALID_MFN);
         uint64_t key = key_of(s, digests[n]);
-        mfn_t with = digests[n].content == DMM_CONTENT_ZERO ? INVALID_MFN : dedup_table_find(&table, key, mfn, &kind);
+        mfn_t with = digests[n].content == DMM_CONTENT_ZERO ? INVALID_MFN : dedup_table_find(&dedup_table, key, mfn, &kind);
         if (digests[n].content == DMM_CONTENT_ZERO || (mfn_valid(with) && (kind == DMM_CANDIDATE || mapping_of(with) == mapping_of(mfn)))) {
             savings++;
         } else if (mfn_valid(with)) {
             in_large[n] = with;
             ++*tally_of(with);
         } else {
-            dedup_table_enter(&table, key, mfn, gfn_of(first + n), INVALID_MFN);
+            dedup_table_enter(&dedup_table, key, mfn, gfn_of(first + n), INVALID_MFN);
         }
     }
-    counts.hashed += LARGE_PAGES;
+    dedup_counts.hashed += LARGE_PAGES;
     uint64_t needed = enough();
     for (unsigned n = 0; n < LARGE_PAGES; n++)
         savings += mfn_valid(in_large[n]) && *tally_of(in_large[n]) >= needed;
@@ -298,7 +258,7 @@ static void consider_pieces(struct dmm_space *s, uint64_t first)
     merge_batch(s);
 }
 
-static bool breaks_in_use(void) { return pages_matter_more() || !param(BREAK_LARGE_PERCENT); }
+static bool breaks_in_use(void) { return pages_matter_more() || !dedup_param(DEDUP_BREAK_LARGE_PERCENT); }
 
 /* Secure groups have no large mappings that are not in use: which of them are broken would tell what they hold. */
 static bool consider_large(struct dmm_space *s, uint64_t first)
@@ -307,7 +267,7 @@ static bool consider_large(struct dmm_space *s, uint64_t first)
         return false;
     if (scan.accessed && !breaks_in_use()) {
         dmm_scan_forget_region(s, gfn_of(first)); /* next time, then */
-        counts.large_in_use++;
+        dedup_counts.large_in_use++;
         return false;
     }
     bool worth_it = count_savings(s, first) >= enough() || dmm_group_secure(dmm_space_group(s));
@@ -315,7 +275,7 @@ static bool consider_large(struct dmm_space *s, uint64_t first)
         region_in_vain = scan.dirty;
         return true;
     }
-    counts.large_broken++;
+    dedup_counts.large_broken++;
     consider_pieces(s, first);
     return false;
 }
@@ -352,12 +312,12 @@ static bool is_left_alone(struct dmm_space *s, gfn_t gfn)
         return false;
     if (n.rest)
         n.rest--;
-    else if (dmm_scan_breaks(s, gfn) > param(BREAKS_MAX))
+    else if (dmm_scan_breaks(s, gfn) > dedup_param(DEDUP_BREAKS_MAX))
         leave_alone(&n);
     else
         return false;
     write_note(s, gfn, n);
-    counts.skipped++;
+    dedup_counts.skipped++;
     return true;
 }
 
@@ -375,27 +335,27 @@ static void note_outcome(struct dmm_space *s, gfn_t gfn, bool waits)
         dmm_scan_forget_region(s, gfn);
         leave_alone(&n);
     }
-    counts.waiting += n.waits && !was.waits;
+    dedup_counts.waiting += n.waits && !was.waits;
     if (n.rest != was.rest || n.backoff != was.backoff || n.waits != was.waits)
         write_note(s, gfn, n);
 }
 
 static void count_region(void)
 {
-    counts.regions++;
-    counts.unchanged += scan.unchanged;
-    counts.dirty += scan.dirty;
-    counts.unstable += scan.unstable;
-    counts.shared += scan.shared;
-    counts.zero += scan.zero;
-    counts.pinned += scan.pinned;
+    dedup_counts.regions++;
+    dedup_counts.unchanged += scan.unchanged;
+    dedup_counts.dirty += scan.dirty;
+    dedup_counts.unstable += scan.unstable;
+    dedup_counts.shared += scan.shared;
+    dedup_counts.zero += scan.zero;
+    dedup_counts.pinned += scan.pinned;
 }
 
 /* Neither the CPUs' logs nor DMM know of a change since it was found at rest. Some are looked at nevertheless, others in each sweep: for what this does not
  * tell (shares that have lost their other users, pages that are only read). What is left alone for a while is counted elsewhere. */
 static bool is_unchanged(struct dmm_space *s, uint64_t region, const struct note *n)
 {
-    return !at.thorough && !n->rest && !n->backoff && (region + counts.sweeps) % LOOK_ANYWAY && dmm_scan_is_unchanged(s, gfn_of(region * LARGE_PAGES));
+    return !at.thorough && !n->rest && !n->backoff && (region + dedup_counts.sweeps) % LOOK_ANYWAY && dmm_scan_is_unchanged(s, gfn_of(region * LARGE_PAGES));
 }
 
 static void scan_region(struct dmm_space *s, uint64_t region)
@@ -403,7 +363,7 @@ static void scan_region(struct dmm_space *s, uint64_t region)
     gfn_t gfn = gfn_of(region * LARGE_PAGES);
     struct note n = read_note(s, gfn);
     if (is_unchanged(s, region, &n)) {
-        counts.unchanged_regions++;
+        dedup_counts.unchanged_regions++;
         at.rests++;
         return;
     }
@@ -448,18 +408,18 @@ static void begin_space(struct dmm_space *s)
 {
     at.rests = at.dirty = 0;
     at.logged = dmm_log_read(s);
-    counts.logged += at.logged;
+    dedup_counts.logged += at.logged;
 }
 
 static void end_space(struct dmm_space *s)
 {
-    uint64_t most = param(LOG_PAGES_MAX) * at.rests;
+    uint64_t most = dedup_param(DEDUP_LOG_PAGES_MAX) * at.rests;
     bool worth_it = dmm_log_is_on(s) ? at.logged <= most : at.dirty <= most / 2;
     if (!at.thorough)
-        dmm_log_set(s, dedup.enabled && param(LOG_PAGES_MAX) && at.rests >= LOG_REGIONS_MIN && worth_it);
+        dmm_log_set(s, dedup_policy.enabled && dedup_param(DEDUP_LOG_PAGES_MAX) && at.rests >= LOG_REGIONS_MIN && worth_it);
 }
 
-static void end_logs(void)
+void dedup_end_logs(void)
 {
     for (unsigned id = 1; id <= DMM_MAX_SPACES; id++) {
         struct dmm_space *s = dmm_space_acquire(id);
@@ -472,22 +432,23 @@ static void end_logs(void)
 
 /* ---- the sweep ---------------------------------------------------------------------------------------------------------------- */
 
-static void begin_sweep(void)
+void dedup_begin_sweep(bool thorough)
 {
     at.space_id = 0;
     at.fresh_space = true;
-    at.thorough = at.broke_behind = false;
+    at.thorough = thorough;
+    at.broke_behind = false;
     at.begun_ns = time_ns();
     at.found_before = saved();
-    at.hashed_before = counts.hashed;
+    at.hashed_before = dedup_counts.hashed;
 }
 
 static void end_sweep(void)
 {
-    counts.sweeps++;
-    counts.last_sweep_ns = time_ns() - at.begun_ns;
-    counts.last_hashed = counts.hashed - at.hashed_before;
-    counts.last_found = saved() - at.found_before;
+    dedup_counts.sweeps++;
+    dedup_counts.last_sweep_ns = time_ns() - at.begun_ns;
+    dedup_counts.last_hashed = dedup_counts.hashed - at.hashed_before;
+    dedup_counts.last_found = saved() - at.found_before;
 }
 
 static struct dmm_space *next_space(void)
@@ -506,7 +467,7 @@ enum dedup_step dedup_step(void)
     struct dmm_space *s = next_space();
     if (!s) {
         end_sweep();
-        begin_sweep();
+        dedup_begin_sweep(false);
         return DEDUP_STEP_SWEPT;
     }
     uint64_t end = dmm_space_end_gfn(s) / LARGE_PAGES;
@@ -527,237 +488,4 @@ enum dedup_step dedup_step(void)
     return settle ? DEDUP_STEP_SETTLE : DEDUP_STEP_MORE;
 }
 
-/* ---- the thread ------------------------------------------------------------------------------------------------------------------ */
-
-static bool is_asked(void) { return sweeps_asked != sweeps_served; }
-static bool has_work(void *arg) { return ((struct dmm_policy *)arg)->enabled || is_asked(); }
-static bool is_asked_now(void *arg) { return is_asked() || !((struct dmm_policy *)arg)->enabled; }
-
-/* Finding nothing is a reason to look less often. */
-static bool last_sweep_was_poor(void) { return counts.last_found * 64 < counts.last_hashed || !counts.last_hashed; }
-
-/* CPU time and pages that it has had, paid for with sleep. */
-static void pay(uint64_t worked_ns, uint64_t hashed)
-{
-    static uint64_t debt_ns;
-    uint64_t percent = param(CPU_PERCENT), by_pages = hashed * 1000000000 / param(PAGES_PER_SECOND);
-    uint64_t by_cpu = worked_ns * (100 - percent) / percent;
-    debt_ns += MAX(by_cpu, by_pages > worked_ns ? by_pages - worked_ns : 0);
-    if (debt_ns >= NAP_NS && !is_asked()) {
-        waitq_wait(&wanted, is_asked_now, &dedup, debt_ns);
-        debt_ns = 0;
-    }
-}
-
-bool dedup_prepare(void)
-{
-    static bool failed;
-    if (table.slots)
-        return true;
-    if (dedup_table_init(&table, frame_total_pages())) {
-        if (table.sets < table.wanted)
-            log_warn("dedup: no memory for a table of %lu slots: with %lu it will miss some", table.wanted * DEDUP_SET, table.sets * DEDUP_SET);
-        return true;
-    }
-    if (!failed)
-        log_error("dedup: no memory for its table: nothing is shared");
-    failed = true;
-    return false;
-}
-
-static enum dedup_step timed_step(uint64_t *worked_ns)
-{
-    uint64_t begun = time_ns();
-    enum dedup_step step = dedup_step();
-    *worked_ns = time_ns() - begun;
-    counts.cpu_ns += *worked_ns;
-    return step;
-}
-
-/* It begins anew: it has to see everything. Mappings that it breaks for pages elsewhere may lie behind it, so it may have to pass twice. */
-void dedup_sweep(void)
-{
-    enum dedup_step step;
-    bool again = true;
-    for (unsigned pass = 0; again && pass < PASSES_MAX; pass++) {
-        begin_sweep();
-        at.thorough = true;
-        do {
-            uint64_t worked_ns;
-            again = at.broke_behind;
-            step = timed_step(&worked_ns);
-            if (step == DEDUP_STEP_SETTLE)
-                thread_sleep_ns(SETTLE_NS);
-            thread_resched_point();
-        } while (step != DEDUP_STEP_SWEPT);
-    }
-}
-
-static void serve(void)
-{
-    uint64_t upto = sweeps_asked;
-    dedup_sweep();
-    sweeps_served = upto;
-    waitq_wake_all(&swept);
-}
-
-static bool count_space(struct dmm_space *s, void *arg)
-{
-    (void)s;
-    ++*(unsigned *)arg;
-    return true;
-}
-
-static unsigned count_spaces(void)
-{
-    unsigned count = 0;
-    dmm_for_each_space(count_space, &count);
-    return count;
-}
-
-/* Between sweeps: the longer one if there is no hurry. There is when memory becomes short, a VM is made, or a group becomes secure. */
-static void pause_between_sweeps(void)
-{
-    bool was_short = memory_is_short();
-    uint64_t idle_ns = param(IDLE_SECONDS) * 1000000000 + NAP_NS, begun = time_ns(), spaces = count_spaces(), groups = dmm_group_changes();
-    counts.pause_ns = last_sweep_was_poor() && !was_short ? idle_ns : BUSY_PAUSE_NS;
-    for (uint64_t now = begun; now < begun + counts.pause_ns; now = time_ns()) {
-        uint64_t left = begun + counts.pause_ns - now;
-        if (waitq_wait(&wanted, is_asked_now, &dedup, MIN(left, BUSY_PAUSE_NS)) == WAIT_DONE)
-            return;
-        if (memory_is_short() != was_short || count_spaces() != spaces || dmm_group_changes() != groups)
-            return;
-    }
-}
-
-static void work_in_the_background(void)
-{
-    uint64_t worked_ns, hashed = counts.hashed;
-    enum dedup_step step = timed_step(&worked_ns);
-    pay(worked_ns, counts.hashed - hashed);
-    if (step == DEDUP_STEP_SETTLE)
-        waitq_wait(&wanted, is_asked_now, &dedup, SETTLE_NS);
-    else if (step == DEDUP_STEP_SWEPT)
-        pause_between_sweeps();
-    thread_resched_point();
-}
-
-void dedup_thread(void *arg)
-{
-    (void)arg;
-    begin_sweep();
-    for (;;) {
-        if (!has_work(&dedup))
-            end_logs();
-        waitq_wait(&wanted, has_work, &dedup, WAIT_FOREVER);
-        if (!dedup_prepare()) {
-            sweeps_served = sweeps_asked;
-            waitq_wake_all(&swept);
-            thread_sleep_ns(1000000000);
-        } else if (is_asked()) {
-            serve();
-        } else {
-            work_in_the_background();
-        }
-    }
-}
-
-/* ---- console --------------------------------------------------------------------------------------------------------------------- */
-
-static void show(struct dmm_policy *p, void (*kv)(const char *key, uint64_t value, void *arg), void *arg)
-{
-    (void)p;
-    kv("sweeps", counts.sweeps, arg);
-    kv("last_sweep_ms", counts.last_sweep_ns / 1000000, arg);
-    kv("last_sweep_hashed", counts.last_hashed, arg);
-    kv("last_sweep_found", counts.last_found, arg);
-    kv("pause_ms", counts.pause_ns / 1000000, arg);
-    kv("memory_is_short", memory_is_short(), arg);
-    kv("cpu_ms", counts.cpu_ns / 1000000, arg);
-    kv("regions", counts.regions, arg);
-    kv("regions_left_alone", counts.skipped, arg);
-    kv("regions_unchanged", counts.unchanged_regions, arg);
-    kv("regions_waiting", counts.waiting, arg);
-    kv("vms_that_log", dmm_log_spaces(), arg);
-    kv("log_pages", counts.logged, arg);
-    kv("log_full", dmm_log_times_full(), arg);
-    kv("pages_hashed", counts.hashed, arg);
-    kv("pages_unchanged", counts.unchanged, arg);
-    kv("pages_dirty", counts.dirty, arg);
-    kv("pages_unstable", counts.unstable, arg);
-    kv("pages_same_filled", counts.same_filled, arg);
-    kv("pages_shared", counts.shared, arg);
-    kv("pages_zero", counts.zero, arg);
-    kv("pages_pinned", counts.pinned, arg);
-    kv("large_broken", counts.large_broken, arg);
-    kv("large_in_use", counts.large_in_use, arg);
-    kv("sealed", counts.sealed, arg);
-    for (unsigned n = 0; n < DMM_MERGE_RESULT_COUNT; n++)
-        kv(dmm_merge_result_name((enum dmm_merge_result)n), counts.result[n], arg);
-    kv("table_slots", table.sets * DEDUP_SET, arg);
-    kv("table_slots_wanted", table.wanted * DEDUP_SET, arg);
-    kv("table_used", table.used, arg);
-    kv("table_evictions", table.evictions, arg);
-}
-
-static void changed(struct dmm_policy *p)
-{
-    (void)p;
-    waitq_wake_all(&wanted);
-}
-
-static struct dmm_policy dedup = {
-    .name = "dedup", .help = "shares pages that hold the same", .enabled = true, .can_disable = true, .params = params,
-    .param_count = PARAM_COUNT, .show = show, .changed = changed,
-};
-
-void dedup_policy_init(void)
-{
-    dmm_digest_init();
-    dmm_policy_register(&dedup);
-}
-
-static bool is_served(void *arg) { return sweeps_served >= *(uint64_t *)arg; }
-
-static enum cmd_result cmd_dedup(struct cmd_ctx *c)
-{
-    if (c->argc != 2 || strcmp(c->argv[1], "sweep") != 0)
-        return CMD_USAGE;
-    const struct dedup_counts before = counts;
-    uint64_t mine = ++sweeps_asked, begun = time_ns();
-    waitq_wake_all(&wanted);
-    waitq_wait(&swept, is_served, &mine, WAIT_FOREVER);
-    if (!table.slots)
-        return cmd_error(c, "there is no memory for the scanner's table");
-    const struct { const char *key; uint64_t value; } found[] = {
-        { "ms", (time_ns() - begun) / 1000000 },
-        { "pages_hashed", counts.hashed - before.hashed },
-        { "merged", counts.result[DMM_MERGE_DONE] - before.result[DMM_MERGE_DONE] },
-        { "zeroed", counts.result[DMM_MERGE_ZEROED] - before.result[DMM_MERGE_ZEROED] },
-        { "sealed", counts.sealed - before.sealed },
-        { "large_broken", counts.large_broken - before.large_broken },
-        { "regions_left_alone", counts.skipped - before.skipped },
-    };
-    if (!c->want_json) {
-        con_printf("swept in %lu ms: %lu pages looked at, %lu merged, %lu were zero, %lu sealed; %lu 2 MiB mappings broken, %lu regions left alone\n",
-                   found[0].value, found[1].value, found[2].value, found[3].value, found[4].value, found[5].value, found[6].value);
-        return CMD_OK;
-    }
-    json_object_begin(c->json);
-    for (unsigned n = 0; n < ARRAY_SIZE(found); n++)
-        json_kv_u64(c->json, found[n].key, found[n].value);
-    json_object_end(c->json);
-    return CMD_OK;
-}
-
-static void complete_dedup(int argn, char **argv, void (*add)(const char *candidate, void *arg), void *arg)
-{
-    (void)argv;
-    if (argn == 1)
-        add("sweep", arg);
-}
-
-CONSOLE_COMMAND_C(dedup, cmd_dedup, "dedup sweep",
-                  "looks at all pages of all VMs once, now, whatever the scanner's budget is, and waits for it. 2 MiB mappings are broken for\n"
-                  "a few pages, as when memory is short (but if break_large_percent is 101).\n"
-                  "`policy show dedup` has the scanner's counters and parameters.", complete_dedup);
+bool dedup_broke_behind(void) { return at.broke_behind; }

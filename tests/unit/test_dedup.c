@@ -1,5 +1,6 @@
 /* The scanner itself, over memory with known duplicates: what it finds against what an oracle says there is, and never a byte changed.
- * TEST-SOURCES: policies/dedup.c policies/dedup_table.c policies/large.c mm/dmm/digest.c mm/dmm/frame.c mm/dmm/frame_alloc.c mm/dmm/space.c mm/dmm/write_log.c
+ * TEST-SOURCES: policies/dedup.c policies/dedup_thread.c policies/dedup_table.c policies/large.c mm/dmm/digest.c mm/dmm/frame.c mm/dmm/frame_alloc.c
+   mm/dmm/space.c mm/dmm/write_log.c
    mm/dmm/pool.c mm/dmm/p2m.c mm/dmm/fault.c mm/dmm/hist.c mm/dmm/guest_access.c mm/dmm/policy.c mm/dmm/audit.c mm/dmm/share.c mm/dmm/rmap.c
    mm/dmm/merge.c mm/dmm/scan.c mm/dmm/group.c mm/dmm/image.c mm/dmm/collapse.c mm/dmm/bill.c mm/dmm/move.c policies/demand.c
    tests/unit/fake/dmm_host.c tests/unit/fake/p2m_fake.c */

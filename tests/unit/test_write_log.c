@@ -1,6 +1,7 @@
 /* CPUs that log what they write to: the scanner passes by what is unchanged, and must find in the end, and between sweeps even at once, what it finds when it
  * looks at everything.
- * TEST-SOURCES: policies/dedup.c policies/dedup_table.c mm/dmm/digest.c mm/dmm/frame.c mm/dmm/frame_alloc.c mm/dmm/space.c mm/dmm/write_log.c
+ * TEST-SOURCES: policies/dedup.c policies/dedup_thread.c policies/dedup_table.c mm/dmm/digest.c mm/dmm/frame.c mm/dmm/frame_alloc.c mm/dmm/space.c
+   mm/dmm/write_log.c
    mm/dmm/pool.c mm/dmm/p2m.c mm/dmm/fault.c mm/dmm/hist.c mm/dmm/guest_access.c mm/dmm/policy.c mm/dmm/audit.c mm/dmm/share.c mm/dmm/rmap.c
    mm/dmm/merge.c mm/dmm/scan.c mm/dmm/group.c mm/dmm/image.c mm/dmm/collapse.c mm/dmm/bill.c mm/dmm/move.c policies/demand.c
    tests/unit/fake/dmm_host.c tests/unit/fake/p2m_fake.c */

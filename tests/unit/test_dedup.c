@@ -26,79 +26,7 @@
 #include "policies/large.h"
 #include "tests/unit/fake/dmm_host.h"
 #include "x86/cpu.h"
-
-/* What the policies need of core and x86, none of which a test has. Time is simulated: it passes when it is asked for, as if work had been done,
- * and while somebody waits; then the test gets its turn every millisecond, and ends the thread, which itself never does. */
-static uint64_t now_ns, work_ns_max = 1000, waited_ns, random_seed = UINT64_C(0x123456789abcdef1);
-static void (*meanwhile)(void);
-static jmp_buf thread_end;
-static uint64_t thread_end_ns;
-
-static void wait_a_little(uint64_t ns)
-{
-    now_ns += ns;
-    waited_ns += ns;
-    if (meanwhile)
-        meanwhile();
-    if (thread_end_ns && now_ns >= thread_end_ns)
-        longjmp(thread_end, 1);
-}
-
-uint64_t time_ns(void) { return now_ns += 1 + host_random(work_ns_max); }
-void thread_sleep_ns(uint64_t ns) { wait_a_little(ns); }
-enum wait_result waitq_wait(struct waitq *q, bool (*cond)(void *), void *arg, uint64_t timeout_ns)
-{
-    for (uint64_t left = timeout_ns; !cond(arg); left -= MIN(left, UINT64_C(1000000))) {
-        if (!left)
-            return WAIT_TIMEOUT;
-        wait_a_little(MIN(left, UINT64_C(1000000)));
-    }
-    return WAIT_DONE;
-}
-uint64_t cpu_random(void) { return random_seed; }
-
-#define VMS 4u
-#define PAGES 3072u
-static struct vm { struct dmm_space *s; unsigned group; uint64_t content[PAGES]; } vms[VMS];
-
-#include "tests/unit/fake/dedup_host.h"
-
-static void put(struct vm *v, uint64_t g, uint64_t content)
-{
-    assert_int_equal(dmm_fault(v->s, gfn_of(g), DMM_WRITE), DMM_FAULT_RETRY);
-    host_write(v, g, content);
-}
-
-static void create(unsigned k, unsigned group, bool large)
-{
-    struct dmm_space_config cfg = { .name = "vm", .vm_id = k + 1, .pages = PAGES, .group = group, .format = &p2m_format_fake };
-    dmm_policy_set(dmm_policy_find("demand"), "large_free_percent", large ? 0 : 101);
-    while (large && frame_zero_some(512))
-        continue;
-    memset(&vms[k], 0, sizeof(vms[k]));
-    vms[k].group = group;
-    assert_int_equal(dmm_space_create(&cfg, &vms[k].s), DMM_CREATE_OK);
-    assert_true(dmm_space_add_ram(vms[k].s, gfn_of(0), PAGES));
-}
-
-static void destroy_all(void)
-{
-    for (unsigned k = 0; k < VMS; k++)
-        if (vms[k].s) {
-            dmm_space_destroy(vms[k].s);
-            vms[k].s = NULL;
-        }
-    host_audit();
-    assert_int_equal(frame_count(FRAME_GUEST) + frame_count(FRAME_SHARED), 0);
-}
-
-static void sweep(void)
-{
-    while (dedup_step() != DEDUP_STEP_SWEPT)
-        if (host_random(20) == 0)
-            host_audit();
-    check_all();
-}
+#include "tests/unit/fake/dedup_vms.h"
 
 /* ---- the oracle ----------------------------------------------------------------------------------------------------------- */
 
@@ -126,8 +54,6 @@ static uint64_t least_frames(void)
     }
     return frames;
 }
-
-static uint64_t frames_used(void) { return frame_count(FRAME_GUEST) + frame_count(FRAME_SHARED); }
 
 static void expect_found(uint64_t before, unsigned permille)
 {
@@ -175,23 +101,6 @@ static void test_one_sweep_finds_all(void **state)
     dmm_policy_set(dmm_policy_find("dedup"), "break_large_percent", 25);
 }
 
-static uint64_t counter_value;
-static const char *counter_name;
-static void pick_counter(const char *key, uint64_t value, void *arg)
-{
-    if (!strcmp(key, counter_name))
-        counter_value = value;
-}
-static uint64_t counter(const char *name)
-{
-    struct dmm_policy *p = dmm_policy_find("dedup");
-    counter_name = name;
-    counter_value = UINT64_MAX;
-    p->show(p, pick_counter, NULL);
-    assert_true(counter_value != UINT64_MAX);
-    return counter_value;
-}
-
 /* A fork makes two users of each page, also of pages that are equal or zero: they are merged when all their users have been looked at, and looked at
  * once. */
 static void test_shared_pages_are_merged(void **state)
@@ -237,28 +146,6 @@ static void test_unchanged_costs_nothing(void **state)
 }
 
 /* ---- 2 MiB mappings ------------------------------------------------------------------------------------------------------------ */
-
-static uint64_t large_pages(unsigned k)
-{
-    struct dmm_usage u;
-    dmm_space_usage(vms[k].s, &u);
-    return u.resident_large;
-}
-
-/* Region 0 of each VM holds `equal` pages that the other's region 0 holds too; the rest is like no other. */
-static void two_with_equal_pages(bool large0, bool large1, unsigned equal)
-{
-    create(0, 1, large0);
-    for (uint64_t g = 0; g < 512; g++)
-        put(&vms[0], g, 10000 + g);
-    create(1, 1, large1);
-    for (uint64_t g = 0; g < 512; g++)
-        put(&vms[1], g, g < equal ? 10000 + g : 20000 + g);
-    assert_int_equal(large_pages(0), large0 ? 512 : 0);
-    assert_int_equal(large_pages(1), large1 ? 512 : 0);
-}
-
-static void short_of_memory(bool is) { dmm_policy_set(dmm_policy_find("dedup"), "short_percent", is ? 100 : 0); }
 
 /* A mapping in use is left alone, and looked at again when it is not. */
 static void test_large_in_use(void **state)
@@ -370,191 +257,6 @@ static void test_large_breaks_no_others(void **state)
     assert_int_equal(large_pages(0), 2560);
     assert_int_equal(large_pages(1), 0);
     assert_int_equal(frames_used(), 2560 + 212);
-    destroy_all();
-}
-
-static bool any_frame_in_common(const struct vm *a, const struct vm *b, bool data_only)
-{
-    for (uint64_t g = 0; g < PAGES; g++) {
-        struct region *r = region_of(a->s, gfn_of(g));
-        unsigned level;
-        p2m_entry_t e = r ? p2m_read(p2m_leaf(r, gfn_of(g), &level)) : 0;
-        enum p2m_type type = r ? a->s->format->type_of(e, level) : P2M_EMPTY;
-        if ((type != P2M_SHARED_RO && type != P2M_SEALED) || (data_only && a->content[g] < 100))
-            continue;
-        const struct frame *f = frame_of(share_mfn_of(a->s, e, type));
-        for (uint64_t h = 0; h < PAGES; h++)
-            if (b->content[h] == a->content[g] && rmap_has(f, b->s->id, h))
-                return true;
-    }
-    return false;
-}
-
-static void test_groups(void **state)
-{
-    create(0, 1, false);
-    create(1, 1, false);
-    create(2, 2, false);
-    create(3, 0, false);
-    for (unsigned k = 0; k < VMS; k++)
-        for (uint64_t g = 0; g < PAGES; g++)
-            put(&vms[k], g, g < 20 ? 7 : 100 + g);
-    sweep();
-    assert_true(any_frame_in_common(&vms[0], &vms[1], true));
-    for (unsigned k = 2; k < VMS; k++) {
-        assert_false(any_frame_in_common(&vms[0], &vms[k], true));
-        assert_true(any_frame_in_common(&vms[0], &vms[k], false)); /* one word throughout */
-    }
-    assert_int_equal(counter("foreign"), 0);
-    destroy_all();
-}
-
-static uint64_t cause_count(unsigned k, enum dmm_fault_cause c)
-{
-    struct dmm_hist_summary h;
-    dmm_fault_summary(vms[k].s, c, &h);
-    return h.count;
-}
-
-static void create_of_words(unsigned k, unsigned group, uint64_t word)
-{
-    create(k, group, false);
-    for (uint64_t g = 0; g < 40; g++)
-        put(&vms[k], g, word + g % 5);
-}
-
-/* That there is a page of one word somewhere is told to nobody outside a secure group, nor to anybody in it: whoever was there first. */
-static void test_secure_group_keeps_words(void **state)
-{
-    uint64_t foreign = counter("foreign");
-    dmm_group_set_secure(2, true);
-    for (unsigned first = 0; first < 3; first++) { /* 2: all at once */
-        for (unsigned n = 0; n < VMS; n++) {
-            unsigned k = first == 1 ? n : VMS - 1 - n;
-            create_of_words(k, k < 2 ? 2 : k == 2 ? 1 : 0, 10 * (first + 1)); /* of others each time: the table is still there */
-            if (first < 2 && n == 1)
-                sweep();
-        }
-        sweep();
-        for (unsigned k = 0; k < VMS; k++)
-            for (unsigned other = 0; other < VMS; other++)
-                if (k != other)
-                    assert_int_equal(any_frame_in_common(&vms[k], &vms[other], false), k / 2 == other / 2);
-        assert_int_equal(frames_used(), 2 * 5);
-        destroy_all();
-    }
-    assert_int_equal(counter("foreign"), foreign); /* nobody has even tried */
-    dmm_group_set_secure(2, false);
-}
-
-static mfn_t frame_behind(struct vm *v, uint64_t g)
-{
-    unsigned level;
-    return v->s->format->mfn_of(p2m_read(p2m_leaf(region_of(v->s, gfn_of(g)), gfn_of(g), &level)));
-}
-
-/* The same if the scanner proposes it, as it may: what it knows can be old. */
-static void test_secure_group_refuses_words(void **state)
-{
-    for (unsigned secure = 0; secure < 3; secure++) { /* none, the one who asks, the partner */
-        dmm_group_set_secure(secure, true);
-        for (unsigned k = 0; k < 2; k++) {
-            create(k, k + 1, false);
-            put(&vms[k], 0, 50);
-        }
-        struct dmm_merge m = { .gfn = gfn_of(0), .mfn = frame_behind(&vms[0], 0), .with = frame_behind(&vms[1], 0) };
-        dmm_merge(vms[0].s, &m, 1);
-        dmm_merge_finish();
-        assert_int_equal(m.result, secure ? DMM_MERGE_FOREIGN : DMM_MERGE_DONE);
-        check_all();
-        destroy_all();
-        dmm_group_set_secure(secure, false);
-    }
-}
-
-/* Merged or not, the next access traps, and brings another frame. */
-static void test_secure_group(void **state)
-{
-    unsigned trapped = 0;
-    dmm_group_set_secure(2, true);
-    create(0, 2, false);
-    create(1, 2, false);
-    for (uint64_t g = 0; g < PAGES; g++) {
-        put(&vms[0], g, 200 + g);
-        put(&vms[1], g, g % 2 ? 200 + g : 9000000 + g); /* every other page has a partner */
-    }
-    sweep();
-    for (unsigned k = 0; k < 2; k++)
-        for (uint64_t g = 0; g < PAGES; g++) {
-            bool sealed = !dmm_is_mapped(vms[k].s, gfn_of(g), DMM_READ);
-            trapped += sealed;
-            if (!sealed)
-                fail_msg("vm %u gfn %lx is not sealed", k, g);
-            assert_int_equal(dmm_fault(vms[k].s, gfn_of(g), DMM_READ), DMM_FAULT_RETRY);
-            assert_true(dmm_is_mapped(vms[k].s, gfn_of(g), DMM_WRITE));
-        }
-    assert_int_equal(trapped, 2 * PAGES);
-    check_all();
-    dmm_group_set_secure(2, false);
-    destroy_all();
-}
-
-static void expect_all_trap(unsigned k, uint64_t pages)
-{
-    uint64_t before[DMM_CAUSE_COUNT];
-    for (uint64_t g = 0; g < pages; g++) {
-        if (dmm_is_mapped(vms[k].s, gfn_of(g), DMM_READ))
-            fail_msg("vm %u gfn %lx (content %lu) does not trap", k, g, vms[k].content[g]);
-        for (unsigned c = 0; c < DMM_CAUSE_COUNT; c++)
-            before[c] = cause_count(k, c);
-        assert_int_equal(dmm_fault(vms[k].s, gfn_of(g), g % 3 ? DMM_READ : DMM_READ | DMM_WRITE), DMM_FAULT_RETRY);
-        for (unsigned c = 0; c < DMM_CAUSE_COUNT; c++)
-            assert_int_equal(cause_count(k, c), before[c] + (c == DMM_CAUSE_COW_SEALED));
-        assert_true(dmm_is_mapped(vms[k].s, gfn_of(g), DMM_WRITE));
-    }
-}
-
-/* A group becomes secure when it has long been scanned: what was merged, what was looked at in vain, what a fork shares and what is in a 2 MiB
- * mapping traps alike from the next sweep on. */
-static void test_becomes_secure(void **state)
-{
-    struct dmm_image *image;
-    for (unsigned k = 0; k < 3; k++) {
-        create(k, 2, k == 2);
-        for (uint64_t g = 0; g < PAGES; g++)
-            put(&vms[k], g, g % 3 == k % 2 ? 9000000 + k * PAGES + g : 200 + g); /* two in three have partners */
-    }
-    sweep();
-    sweep();
-    assert_true(any_frame_in_common(&vms[0], &vms[1], true));
-    assert_true(dmm_is_mapped(vms[0].s, gfn_of(0), DMM_READ | DMM_WRITE));
-    assert_int_equal(dmm_space_freeze(vms[1].s, &image), DMM_FREEZE_OK);
-    for (uint64_t g = 0; g < PAGES; g += 512)
-        assert_int_equal(dmm_fault(vms[1].s, gfn_of(g), DMM_READ), DMM_FAULT_RETRY);
-    uint64_t changes = dmm_group_changes();
-    dmm_group_set_secure(2, true);
-    assert_true(dmm_group_changes() != changes);
-    sweep();
-    for (unsigned k = 0; k < 3; k++)
-        expect_all_trap(k, PAGES);
-    check_all();
-    dmm_image_release(image);
-    dmm_group_set_secure(2, false);
-    destroy_all();
-}
-
-/* Nor does a mapping's size tell anything. */
-static void test_secure_group_with_large(void **state)
-{
-    dmm_group_set_secure(1, true);
-    two_with_equal_pages(true, true, 3);
-    sweep();
-    for (unsigned k = 0; k < 2; k++)
-        for (uint64_t g = 0; g < 512; g++)
-            assert_false(dmm_is_mapped(vms[k].s, gfn_of(g), DMM_READ));
-    assert_int_equal(frames_used(), 1024 - 3);
-    assert_true(counter("sealed") > 0);
-    dmm_group_set_secure(1, false);
     destroy_all();
 }
 
@@ -689,132 +391,6 @@ static void test_table(void **state)
     dedup_table_fini(&t);
 }
 
-/* ---- the thread ---------------------------------------------------------------------------------------------------------------- */
-
-static void run_thread(uint64_t ns, void (*what)(void))
-{
-    meanwhile = what;
-    waited_ns = 0;
-    thread_end_ns = now_ns + ns;
-    if (!setjmp(thread_end))
-        dedup_thread(NULL);
-    thread_end_ns = 0;
-    meanwhile = NULL;
-}
-
-static void write_somewhere(void)
-{
-    static uint64_t content = 7000000;
-    for (unsigned n = 0; n < 20; n++)
-        put(&vms[0], host_random(PAGES), ++content);
-}
-
-/* Whatever there is to do, it takes no more than its share of a CPU, nor hashes more than it may. */
-static void test_budget(void **state)
-{
-    struct dmm_policy *p = dmm_policy_find("dedup");
-    create(0, 0, false);
-    for (uint64_t g = 0; g < PAGES; g++)
-        put(&vms[0], g, 5000000 + g);
-    dmm_policy_set(p, "idle_seconds", 0);
-    work_ns_max = 60000000; /* a step is long */
-    for (unsigned percent = 5; percent <= 50; percent += 45) {
-        dmm_policy_set(p, "cpu_percent", percent);
-        dmm_policy_set(p, "pages_per_second", 100000000);
-        uint64_t cpu = counter("cpu_ms"), seconds = 200;
-        run_thread(seconds * 1000000000, write_somewhere);
-        cpu = counter("cpu_ms") - cpu;
-        assert_true(cpu <= seconds * 10 * percent + 60);
-        assert_true(cpu >= seconds * 10 * percent / 3); /* and does use it: there is always something to look at */
-    }
-    work_ns_max = 1000;
-    dmm_policy_set(p, "cpu_percent", 100);
-    dmm_policy_set(p, "pages_per_second", 500);
-    uint64_t hashed = counter("pages_hashed");
-    run_thread(UINT64_C(20000000000), write_somewhere);
-    hashed = counter("pages_hashed") - hashed;
-    if (hashed > 20 * 500 + 512 || hashed < 20 * 500 / 3)
-        fail_msg("%lu pages hashed in 20 s", hashed);
-    dmm_policy_set(p, "idle_seconds", 10);
-    dmm_policy_set(p, "cpu_percent", 5);
-    dmm_policy_set(p, "pages_per_second", 200000);
-    check_all();
-    destroy_all();
-}
-
-static uint64_t off_at_ns, regions_when_off, waiting_users;
-static void switch_off(void)
-{
-    write_somewhere();
-    waiting_users += vms[0].s->users;
-    assert_int_equal(share_limbo_count(), 0); /* it never sleeps on frames, nor with a space in its hands */
-    if (now_ns >= off_at_ns && dmm_policy_find("dedup")->enabled) {
-        dmm_policy_enable(dmm_policy_find("dedup"), false);
-        regions_when_off = counter("regions");
-    }
-}
-
-static void test_stops_when_switched_off(void **state)
-{
-    create(0, 0, false);
-    for (unsigned n = 0; n < 20; n++) {
-        off_at_ns = now_ns + 1 + host_random(3000000000);
-        run_thread(UINT64_C(8000000000), switch_off);
-        assert_false(dmm_policy_find("dedup")->enabled);
-        assert_int_equal(counter("regions"), regions_when_off);
-        dmm_policy_enable(dmm_policy_find("dedup"), true);
-    }
-    assert_int_equal(waiting_users, 0);
-    check_all();
-    destroy_all();
-}
-
-static uint64_t act_at_ns, seen_at_ns, sweeps_before;
-static bool acted;
-static void (*act)(void);
-static void act_then_watch(void)
-{
-    if (!acted && now_ns >= act_at_ns) {
-        acted = true;
-        sweeps_before = counter("sweeps");
-        act();
-    } else if (acted && !seen_at_ns && counter("sweeps") > sweeps_before) {
-        seen_at_ns = now_ns;
-    }
-}
-
-/* Milliseconds from what `fn` does, in the midst of a long pause, to the end of the next sweep. */
-static uint64_t time_to_sweep_after(void (*fn)(void))
-{
-    run_thread(UINT64_C(5000000000), NULL); /* nothing is left to find */
-    act = fn;
-    acted = false;
-    seen_at_ns = 0;
-    act_at_ns = now_ns + UINT64_C(30000000000);
-    run_thread(UINT64_C(500000000000), act_then_watch);
-    assert_true(seen_at_ns);
-    return (seen_at_ns - act_at_ns) / 1000000;
-}
-
-static void do_nothing(void) { }
-static void memory_gets_short(void) { short_of_memory(true); }
-static void vm_is_made(void) { create(1, 0, false); }
-
-static void test_pauses(void **state)
-{
-    short_of_memory(false);
-    dmm_policy_set(dmm_policy_find("dedup"), "idle_seconds", 300);
-    create(0, 0, false);
-    for (uint64_t g = 0; g < PAGES; g++)
-        put(&vms[0], g, 5000000 + g);
-    assert_true(time_to_sweep_after(do_nothing) > 200000);
-    assert_true(time_to_sweep_after(vm_is_made) < 3000);
-    assert_true(time_to_sweep_after(memory_gets_short) < 3000);
-    dmm_policy_set(dmm_policy_find("dedup"), "idle_seconds", 10);
-    short_of_memory(false);
-    destroy_all();
-}
-
 /* ---- digests --------------------------------------------------------------------------------------------------------------------- */
 
 static void test_digest(void **state)
@@ -856,29 +432,13 @@ static void test_digest(void **state)
     frame_free(m, 0);
 }
 
-static int setup(void **state)
-{
-    host_machine_init(160);
-    demand_policy_init();
-    dedup_policy_init();
-    large_policy_init();
-    dmm_group_of("one");
-    dmm_group_of("two");
-    return dedup_prepare() ? 0 : -1;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_table), cmocka_unit_test(test_one_sweep_finds_all), cmocka_unit_test(test_unchanged_costs_nothing),
         cmocka_unit_test(test_large_in_use), cmocka_unit_test(test_large_as_partner), cmocka_unit_test(test_large_is_not_the_only_partner),
-        cmocka_unit_test(test_large_behind_the_sweep), cmocka_unit_test(test_large_breaks_no_others), cmocka_unit_test(test_groups),
-        cmocka_unit_test(test_secure_group), cmocka_unit_test(test_secure_group_keeps_words),
-        cmocka_unit_test(test_secure_group_refuses_words),
-        cmocka_unit_test(test_secure_group_with_large), cmocka_unit_test(test_becomes_secure),
-        cmocka_unit_test(test_shared_pages_are_merged),
+        cmocka_unit_test(test_large_behind_the_sweep), cmocka_unit_test(test_large_breaks_no_others), cmocka_unit_test(test_shared_pages_are_merged),
         cmocka_unit_test(test_uncovered_is_tried_again), cmocka_unit_test(test_digest), cmocka_unit_test(test_what_breaks_is_left_alone),
-        cmocka_unit_test(test_budget), cmocka_unit_test(test_stops_when_switched_off), cmocka_unit_test(test_pauses),
         cmocka_unit_test(test_large_policy), cmocka_unit_test(test_against_writers),
     };
     return cmocka_run_group_tests(tests, setup, NULL);

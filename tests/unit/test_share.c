@@ -188,6 +188,27 @@ static void merge_half_protected(struct dmm_space *s, uint64_t g, bool own, bool
     assert_int_equal(merge(s, g, frame_at(watched, g)), DMM_MERGE_DONE);
 }
 
+/* Nor does it become the zero page, for which it needs no partner, or sealed, for which it is alone. */
+static void merge_alone_half_protected(bool zero, bool late)
+{
+    static const uint64_t zeros[PAGE_SIZE / 8];
+    watched_gfn = 10;
+    put(watched, 10, 6);
+    if (zero)
+        assert_int_equal(dmm_write_guest(watched, 10 * PAGE_SIZE, zeros, PAGE_SIZE), DMM_FAULT_RETRY);
+    half_protected = false;
+    back_at_flush = late;
+    if (!late)
+        protect_half();
+    mfn_t m = frame_at(watched, 10);
+    assert_int_equal(merge(watched, 10, zero ? INVALID_MFN : m), DMM_MERGE_GONE);
+    assert_true(half_protected);
+    ((uint64_t *)mfn_to_hva(m))[1] = 4712;
+    uint64_t word;
+    assert_true(dmm_peek_u64(watched, 10 * PAGE_SIZE + 8, &word) && word == 4712);
+    __atomic_fetch_sub(&share_unflushed, 1, __ATOMIC_SEQ_CST);
+}
+
 static void test_page_is_just_being_protected(void **state)
 {
     static const struct dmm_space_ops ops = { .kick = on_kick };
@@ -197,6 +218,10 @@ static void test_page_is_just_being_protected(void **state)
     assert_true(dmm_space_add_ram(watched, gfn_of(0), 512));
     for (unsigned n = 0; n < 4; n++)
         merge_half_protected(s, n, n & 1, n & 2);
+    dmm_group_set_secure(1, true);
+    for (unsigned n = 0; n < 4; n++)
+        merge_alone_half_protected(n & 1, n & 2);
+    dmm_group_set_secure(1, false);
     dmm_space_destroy(s);
     dmm_space_destroy(watched);
     assert_int_equal(share_unflushed, 0);

@@ -35,6 +35,8 @@ TINY_LINK = $(LD) -nostdlib -static -z noexecstack -z max-page-size=4096 --no-wa
 # A guest of several files: those in a folder of its name are linked with it.
 HOSTILE := $(patsubst guests/tiny/%.c,build/guests/obj/%.o,$(wildcard guests/tiny/hostile/*.c))
 build/guests/obj/hostile.elf64: $(HOSTILE)
+PLATFORM := $(patsubst guests/tiny/%.c,build/guests/obj/%.o,$(wildcard guests/tiny/platform/*.c))
+build/guests/obj/platform.elf64: $(PLATFORM)
 build/guests/obj/bench.elf64 build/guests/obj/smp.elf64 build/guests/obj/share.elf64: build/guests/obj/lib/cpus.o
 
 build/guests/obj/%.elf64: build/guests/obj/start.o build/guests/obj/tiny.o build/guests/obj/%.o guests/tiny/tiny.ld
